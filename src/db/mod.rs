@@ -1,0 +1,11 @@
+//! PostgreSQL: the pool, the transaction and the migrations. Nothing else in the house opens a connection.
+
+mod error;
+mod migrate;
+mod pool;
+mod tx;
+
+pub use error::{Class, DbError};
+pub use migrate::{MigrateError, SchemaState, migrate, schema_state};
+pub use pool::{Pool, PoolUsage, Settings, SettingsError};
+pub use tx::{Commit, Tx};

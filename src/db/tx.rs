@@ -1,0 +1,160 @@
+//! One transaction that can't lie about its end.
+//!
+//! `tokio_postgres` reports success when the server answered a COMMIT with ROLLBACK (`spec/reliability.md` §1.2), and an
+//! error when only the answer was lost (§1.3). This wrapper is poisoned by the first failed statement, commits with
+//! `SELECT 1; COMMIT` so that an aborted transaction answers with 25P02, and tells three ends apart: [`Commit`].
+//! A transaction that is dropped half-way takes its connection out of the pool, so that nobody inherits it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use deadpool_postgres::Object;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::error::{Class, DbError};
+
+/// How a transaction ended.
+#[derive(Debug)]
+pub enum Commit {
+    /// The server said so.
+    Committed,
+    /// Nothing of it is visible, for certain.
+    RolledBack(DbError),
+    /// The answer was lost: it may have been committed. Only the inbox row can tell.
+    Unknown(DbError),
+}
+
+/// A running transaction (READ COMMITTED).
+#[derive(Debug)]
+pub struct Tx {
+    client: Option<Object>,
+    poisoned: AtomicBool,
+    /// How long any answer of the server may take; above its own `statement_timeout`.
+    answer_within: Duration,
+}
+
+impl Tx {
+    pub(super) async fn begin(client: Object, answer_within: Duration) -> Result<Self, DbError> {
+        let tx = Self { client: Some(client), poisoned: AtomicBool::new(false), answer_within };
+        tx.bounded("begin", tx.client().batch_execute("BEGIN")).await?;
+        Ok(tx)
+    }
+
+    /// Runs a statement and returns its rows. The statement is prepared once per connection.
+    ///
+    /// # Errors
+    /// The transaction is poisoned and can only be rolled back.
+    pub async fn query(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError> {
+        let client = self.client();
+        self.bounded("query", async {
+            let statement = client.prepare_cached(sql).await?;
+            client.query(&statement, params).await
+        })
+        .await
+    }
+
+    /// Like [`query`](Self::query), for at most one row.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query); more than one row is an error too.
+    pub async fn query_opt(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, DbError> {
+        let mut rows = self.query(sql, params).await?;
+        if rows.len() > 1 {
+            self.poison();
+            return Err(DbError::shape("more than one row where at most one was expected"));
+        }
+        Ok(rows.pop())
+    }
+
+    /// Like [`query`](Self::query), for exactly one row.
+    ///
+    /// # Errors
+    /// As [`query`](Self::query); no row is an error too.
+    pub async fn query_one(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Row, DbError> {
+        let row = self.query_opt(sql, params).await?;
+        row.ok_or_else(|| {
+            self.poison();
+            DbError::shape("no row where one was expected")
+        })
+    }
+
+    /// Runs a statement and returns the number of rows it touched.
+    ///
+    /// # Errors
+    /// The transaction is poisoned and can only be rolled back.
+    pub async fn execute(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
+        let client = self.client();
+        self.bounded("execute", async {
+            let statement = client.prepare_cached(sql).await?;
+            client.execute(&statement, params).await
+        })
+        .await
+    }
+
+    /// Commits, unless a statement has failed.
+    pub async fn commit(mut self) -> Commit {
+        if self.poisoned.load(Ordering::Acquire) {
+            self.roll_back_quietly().await;
+            return Commit::RolledBack(DbError::poisoned());
+        }
+        match self.bounded("commit", self.client().simple_query("SELECT 1; COMMIT")).await {
+            Ok(_) => {
+                drop(self.client.take());
+                Commit::Committed
+            }
+            Err(error) if error.server_decided() => {
+                self.roll_back_quietly().await;
+                Commit::RolledBack(error)
+            }
+            Err(error) => Commit::Unknown(error),
+        }
+    }
+
+    /// Undoes everything; the connection goes back to the pool only if the server confirms.
+    pub async fn rollback(mut self) {
+        self.roll_back_quietly().await;
+    }
+
+    async fn roll_back_quietly(&mut self) {
+        if self.bounded("rollback", self.client().batch_execute("ROLLBACK")).await.is_ok() {
+            drop(self.client.take());
+        }
+    }
+
+    fn client(&self) -> &Object {
+        self.client.as_ref().expect("the connection leaves only when the transaction is consumed")
+    }
+
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+    }
+
+    async fn bounded<T>(
+        &self,
+        doing: &'static str,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, DbError> {
+        let result = match tokio::time::timeout(self.answer_within, work).await {
+            Ok(result) => result.map_err(|e| DbError::postgres(doing, e)),
+            Err(_) => Err(DbError::silent(doing, self.answer_within)),
+        };
+        if let Err(error) = &result {
+            self.poison();
+            if error.class() == Class::Schema {
+                // Prepared statements may be stale: the next user gets a fresh connection.
+                self.client().statement_cache.clear();
+            }
+        }
+        result
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            // Neither committed nor rolled back: closing the connection is the only rollback that needs no answer.
+            drop(Object::take(client));
+        }
+    }
+}
