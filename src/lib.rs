@@ -4,5 +4,8 @@
 //! downstream events. `docs/ARCHITECTURE.md` is the map.
 
 pub mod db;
+pub mod domains;
 pub mod event;
+pub mod health;
+pub mod message;
 pub mod runtime;
