@@ -3,6 +3,7 @@
 //! A consumer decodes an [`Envelope`] into its own event and handles a slice of events inside one transaction. It answers
 //! with one [`Outcome`] per event and knows nothing of queues, acknowledgements or retries.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,13 +26,13 @@ pub struct EventType {
     pub to_protobuf: Option<fn(&str) -> Result<Vec<u8>, serde_json::Error>>,
 }
 
-/// An envelope with what the consumer decoded from it.
+/// An envelope with what the consumer decoded from it. Shared, because a batch that fails is handed over again event by event.
 #[derive(Debug, Clone)]
 pub struct Received<E> {
     /// The event's attributes.
-    pub envelope: Envelope,
+    pub envelope: Arc<Envelope>,
     /// The domain's own, valid form of the payload.
-    pub event: E,
+    pub event: Arc<E>,
 }
 
 /// What became of one event. Every variant is settled by exactly one function of the runtime.

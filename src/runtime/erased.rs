@@ -1,6 +1,7 @@
 //! Typed outside, erased inside: the runtime holds consumers of different event types in one list.
 
 use std::any::Any;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -9,7 +10,7 @@ use crate::db::Tx;
 use crate::event::{Envelope, Rejection};
 
 /// A decoded event whose type only its consumer knows.
-pub(crate) type Decoded = Box<dyn Any + Send + Sync>;
+pub type Decoded = Arc<dyn Any + Send + Sync>;
 
 /// A [`Consumer`] without its type parameters.
 #[async_trait]
@@ -26,7 +27,7 @@ pub trait AnyConsumer: Send + Sync {
     ///
     /// # Errors
     /// Unknown type, unreadable payload, broken rule.
-    fn decode(&self, envelope: &Envelope) -> Result<Box<dyn Any + Send + Sync>, Rejection>;
+    fn decode(&self, envelope: &Envelope) -> Result<Decoded, Rejection>;
     /// [`Consumer::handle`] of events that [`decode`](Self::decode) made.
     ///
     /// # Errors
@@ -34,7 +35,7 @@ pub trait AnyConsumer: Send + Sync {
     async fn handle(
         &self,
         tx: &Tx,
-        events: Vec<(Envelope, Box<dyn Any + Send + Sync>)>,
+        events: Vec<(Arc<Envelope>, Decoded)>,
     ) -> Result<Vec<Outcome>, HandleError>;
 }
 
@@ -72,16 +73,16 @@ impl<C: Consumer> AnyConsumer for Erased<C> {
             );
             return Err(Rejection::decode("unknown_type", message));
         }
-        Ok(Box::new(self.0.decode(envelope)?))
+        Ok(Arc::new(self.0.decode(envelope)?))
     }
 
-    async fn handle(&self, tx: &Tx, events: Vec<(Envelope, Decoded)>) -> Result<Vec<Outcome>, HandleError> {
+    async fn handle(&self, tx: &Tx, events: Vec<(Arc<Envelope>, Decoded)>) -> Result<Vec<Outcome>, HandleError> {
         let events: Vec<Received<C::Event>> = events.into_iter().map(restore::<C>).collect();
         self.0.handle(tx, &events).await
     }
 }
 
-fn restore<C: Consumer>((envelope, decoded): (Envelope, Decoded)) -> Received<C::Event> {
+fn restore<C: Consumer>((envelope, decoded): (Arc<Envelope>, Decoded)) -> Received<C::Event> {
     let event = decoded.downcast::<C::Event>().expect("the same consumer decoded it");
-    Received { envelope, event: *event }
+    Received { envelope, event }
 }

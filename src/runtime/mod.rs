@@ -4,4 +4,4 @@ mod contract;
 mod erased;
 
 pub use contract::{Consumer, EventType, HandleError, Outcome, Received, Skip};
-pub use erased::{AnyConsumer, erase};
+pub use erased::{AnyConsumer, Decoded, erase};
