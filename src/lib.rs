@@ -9,3 +9,4 @@ pub mod event;
 pub mod health;
 pub mod message;
 pub mod runtime;
+pub mod telemetry;
