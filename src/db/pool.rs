@@ -168,5 +168,7 @@ fn host_names(config: &Config) -> String {
 }
 
 fn tls() -> Result<MakeRustlsConnect, SettingsError> {
-    MakeRustlsConnect::with_native_certs().map_err(|e| SettingsError::Tls(format!("{e:?}")))
+    // Certificates of this machine that can't be read don't matter as long as there are others.
+    let loaded = MakeRustlsConnect::with_native_certs();
+    loaded.map(|(connect, _unreadable)| connect).map_err(|e| SettingsError::Tls(format!("{e:?}")))
 }
