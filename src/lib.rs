@@ -3,6 +3,7 @@
 //! It reads change events, applies each once in effect in one Postgres transaction with its outbox rows, and republishes
 //! downstream events. `docs/ARCHITECTURE.md` is the map.
 
+pub mod admin;
 pub mod db;
 pub mod domains;
 pub mod event;
