@@ -19,7 +19,6 @@ fn compile_protos(out: &Path) -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(&files, ["proto"])?;
     let encoded = prost_bytes(&descriptors);
     prost_build::Config::new()
-        // Without this the default mapping of the well-known types stands beside ours and is refused as a duplicate.
         .compile_well_known_types()
         .extern_path(".google.protobuf", "::pbjson_types")
         .out_dir(out)
