@@ -4,6 +4,8 @@
 //! downstream events. `docs/ARCHITECTURE.md` is the map.
 
 pub mod admin;
+pub mod cli;
+pub mod clock;
 pub mod db;
 pub mod domains;
 pub mod event;
