@@ -14,20 +14,20 @@ use crate::admin::wire::{ACTOR_HEADER, ProblemBody};
 
 /// Where the service is, and who asks.
 #[derive(Debug, Clone)]
-pub struct Server {
+pub(super) struct Server {
     /// Base URL of the admin port.
-    pub url: String,
+    pub(super) url: String,
     /// Token, where the service wants one.
-    pub token: Option<SecretString>,
+    pub(super) token: Option<SecretString>,
     /// Written into the audit.
-    pub actor: String,
+    pub(super) actor: String,
     /// Longest wait for one answer.
-    pub timeout: Duration,
+    pub(super) timeout: Duration,
 }
 
 /// A client of one service.
 #[derive(Debug, Clone)]
-pub struct Client {
+pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
 }
@@ -37,7 +37,7 @@ impl Client {
     ///
     /// # Errors
     /// When the URL or the token can't be used.
-    pub fn new(server: &Server) -> Result<Self, Failure> {
+    pub(super) fn new(server: &Server) -> Result<Self, Failure> {
         let base = base_url(&server.url)?;
         let mut builder = reqwest::Client::builder()
             .default_headers(headers(server)?)
@@ -56,7 +56,7 @@ impl Client {
     ///
     /// # Errors
     /// When the service can't be reached or says no.
-    pub async fn get<T: DeserializeOwned>(&self, path: &str, query: &impl Serialize) -> Result<T, Failure> {
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str, query: &impl Serialize) -> Result<T, Failure> {
         self.answer(self.request(Method::GET, path)?.query(query)).await
     }
 
@@ -64,12 +64,12 @@ impl Client {
     ///
     /// # Errors
     /// When the service can't be reached or says no.
-    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
         self.answer(self.request(Method::POST, path)?.json(body)).await
     }
 
     /// The server's address without anything secret.
-    pub fn address(&self) -> &str {
+    pub(super) fn address(&self) -> &str {
         self.base.as_str().trim_end_matches('/')
     }
 

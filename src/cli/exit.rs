@@ -31,7 +31,7 @@ pub enum Exit {
 
 impl Exit {
     /// Every code with its meaning, for the help text.
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub(super) const ALL: [(Self, &'static str); 10] = [
         (Self::Ok, "done"),
         (Self::Failed, "the operation failed"),
         (Self::Usage, "the command line or its input is wrong"),
@@ -53,33 +53,33 @@ impl From<Exit> for ExitCode {
 
 /// Why a command did not do what it was asked: what, because of what, and what to try.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub(super) struct Failure {
     /// The exit code.
-    pub exit: Exit,
+    pub(super) exit: Exit,
     /// What failed.
-    pub what: String,
+    pub(super) what: String,
     /// Why.
-    pub because: Option<String>,
+    pub(super) because: Option<String>,
     /// What to do.
-    pub remedy: Option<String>,
+    pub(super) remedy: Option<String>,
 }
 
 impl Failure {
     /// A failure with this exit code.
-    pub fn new(exit: Exit, what: impl Into<String>) -> Self {
+    pub(super) fn new(exit: Exit, what: impl Into<String>) -> Self {
         Self { exit, what: what.into(), because: None, remedy: None }
     }
 
     /// Says why.
     #[must_use]
-    pub fn because(mut self, why: impl fmt::Display) -> Self {
+    pub(super) fn because(mut self, why: impl fmt::Display) -> Self {
         self.because = Some(why.to_string());
         self
     }
 
     /// Says what to do.
     #[must_use]
-    pub fn or_try(mut self, remedy: impl Into<String>) -> Self {
+    pub(super) fn or_try(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = Some(remedy.into());
         self
     }
@@ -101,7 +101,7 @@ impl fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// The end of a command.
-pub type Ending = Result<Exit, Failure>;
+pub(super) type Ending = Result<Exit, Failure>;
 
 #[cfg(test)]
 mod tests {

@@ -15,7 +15,7 @@ const MAX_CELL: usize = 100;
 
 /// How data is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(super) enum Format {
     /// For people; may change.
     Table,
     /// One object with a versioned `schema`.
@@ -26,7 +26,7 @@ pub enum Format {
 
 /// When stderr is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Color {
+pub(super) enum Color {
     /// On a terminal, unless `NO_COLOR` or `TERM=dumb` say otherwise.
     Auto,
     /// Always.
@@ -37,13 +37,13 @@ pub enum Color {
 
 /// Where a command's words go.
 #[derive(Debug, Clone, Copy)]
-pub struct Output {
+pub(super) struct Output {
     /// How data is printed.
-    pub format: Format,
+    pub(super) format: Format,
     /// No talk but errors.
-    pub quiet: bool,
+    pub(super) quiet: bool,
     /// Colour on stderr.
-    pub color: bool,
+    pub(super) color: bool,
 }
 
 impl Output {
@@ -51,7 +51,7 @@ impl Output {
     ///
     /// # Errors
     /// When stdout can't be written.
-    pub fn data(&self, schema: &str, data: &impl Serialize, table: impl FnOnce() -> Rows) -> Result<(), Failure> {
+    pub(super) fn data(&self, schema: &str, data: &impl Serialize, table: impl FnOnce() -> Rows) -> Result<(), Failure> {
         match self.format {
             Format::Table => self.text(&table().render()),
             Format::Json => self.text(&format!("{:#}\n", with_schema(schema, &to_value(data)?))),
@@ -70,7 +70,7 @@ impl Output {
     ///
     /// # Errors
     /// When stdout can't be written for another reason than that nobody reads it any more.
-    pub fn text(&self, text: &str) -> Result<(), Failure> {
+    pub(super) fn text(&self, text: &str) -> Result<(), Failure> {
         self.bytes(text.as_bytes())
     }
 
@@ -78,7 +78,7 @@ impl Output {
     ///
     /// # Errors
     /// As [`text`](Self::text).
-    pub fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
+    pub(super) fn bytes(&self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -89,7 +89,7 @@ impl Output {
     }
 
     /// A sentence for people, to stderr.
-    pub fn say(&self, sentence: &str) {
+    pub(super) fn say(&self, sentence: &str) {
         if !self.quiet {
             // Nobody is left to tell when stderr is gone.
             let _told = writeln!(io::stderr().lock(), "{sentence}");
@@ -97,7 +97,7 @@ impl Output {
     }
 
     /// The failure of a command, to stderr.
-    pub fn fail(&self, failure: &Failure) {
+    pub(super) fn fail(&self, failure: &Failure) {
         let text = printable(&failure.to_string());
         let text = match text.strip_prefix("error:") {
             Some(rest) if self.color => format!("\u{1b}[1;31merror:\u{1b}[0m{rest}"),
@@ -109,7 +109,7 @@ impl Output {
 
 impl Color {
     /// Whether to colour, given what `NO_COLOR` and `TERM` say.
-    pub fn decide(self, no_color: bool, dumb: bool) -> bool {
+    pub(super) fn decide(self, no_color: bool, dumb: bool) -> bool {
         match self {
             Self::Always => true,
             Self::Never => false,
@@ -120,24 +120,24 @@ impl Color {
 
 /// A table for people: headings and rows of equal length.
 #[derive(Debug, Clone, Default)]
-pub struct Rows {
+pub(super) struct Rows {
     header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
 impl Rows {
     /// An empty table.
-    pub fn new(header: &[&'static str]) -> Self {
+    pub(super) fn new(header: &[&'static str]) -> Self {
         Self { header: header.to_vec(), rows: Vec::new() }
     }
 
     /// Adds a row.
-    pub fn push(&mut self, row: Vec<String>) {
+    pub(super) fn push(&mut self, row: Vec<String>) {
         self.rows.push(row.iter().map(|cell| cut(&printable(cell))).collect());
     }
 
     /// The text; empty where there are no rows.
-    pub fn render(&self) -> String {
+    pub(super) fn render(&self) -> String {
         if self.rows.is_empty() {
             return String::new();
         }
@@ -153,12 +153,12 @@ impl Rows {
 }
 
 /// Text of strangers must not steer a terminal.
-pub fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// An age for people.
-pub fn age(seconds: Option<f64>) -> String {
+pub(super) fn age(seconds: Option<f64>) -> String {
     let Some(seconds) = seconds else { return "-".to_owned() };
     match seconds {
         s if s < 120.0 => format!("{s:.0} s"),
@@ -169,7 +169,7 @@ pub fn age(seconds: Option<f64>) -> String {
 }
 
 /// A time for people: UTC, to the second.
-pub fn time(at: jiff::Timestamp) -> String {
+pub(super) fn time(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 

@@ -30,7 +30,7 @@ Examples:
   onceflow dlq discard --consumer org --reason-code unknown_type --reason 'wrong queue' --expect-count 12";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct ChangeArgs {
+pub(in crate::cli) struct ChangeArgs {
     /// Ids of dead letters
     #[arg(value_name = "ID")]
     ids: Vec<Uuid>,
@@ -57,7 +57,7 @@ pub(super) struct ChangeArgs {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct ReplayArgs {
+pub(in crate::cli) struct ReplayArgs {
     #[command(flatten)]
     change: ChangeArgs,
     /// Wait until the consumer has dealt with them (at most --timeout); exit 4 when some failed again

@@ -14,7 +14,7 @@ Examples:
   onceflow dlq replay --group 1a2b3c4d --reason 'parent department imported' --wait";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     filter: FilterArgs,
     /// Which state

@@ -18,7 +18,7 @@ Examples:
   onceflow dlq list --limit 1000 -o jsonl | jq -r .id";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     filter: FilterArgs,
     /// Which state

@@ -15,7 +15,7 @@ Examples:
   onceflow dlq show 0197a1b2-… -o json | jq -r .payload_text";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The dead letter
     #[arg(value_name = "ID")]
     id: Uuid,

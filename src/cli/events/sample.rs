@@ -10,7 +10,7 @@ Examples:
   onceflow events sample org.user.upserted.v1 | onceflow events publish org.user.upserted.v1 -f -";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// Event type, as `events types` lists it
     #[arg(value_name = "TYPE")]
     event_type: String,

@@ -14,7 +14,7 @@ Examples:
   onceflow events types --consumer org -o jsonl";
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// Only of this consumer
     #[arg(long, value_name = "NAME")]
     consumer: Option<String>,
