@@ -23,6 +23,8 @@ fn compile_protos(out: &Path) -> Result<(), Box<dyn Error>> {
         // Personal data: the domain writes a masked `Debug` of its own.
         .skip_debug([".onceflow.sms.v1.SmsRequested"])
         .extern_path(".google.protobuf", "::pbjson_types")
+        // Personal data: the domain writes a masked `Debug` of its own.
+        .skip_debug([".onceflow.sms.v1.SmsRequested"])
         .out_dir(out)
         .compile_fds(descriptors)?;
     pbjson_build::Builder::new()
