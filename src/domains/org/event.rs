@@ -120,11 +120,17 @@ fn membership_key(user_id: String, department_id: String) -> Result<MembershipKe
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+    use serde_json::Value;
 
-    use super::{Change, OrgEvent};
-    use crate::domains::org::Org;
+    use super::{
+        DEPARTMENT_DELETED, DEPARTMENT_UPSERTED, MEMBERSHIP_ADDED, MEMBERSHIP_REMOVED, OrgEvent, USER_DELETED,
+        USER_UPSERTED,
+    };
+    use crate::domains::org::{Org, proto};
     use crate::event::{Envelope, Format, Stage, Trace};
-    use crate::runtime::{Consumer, EventType};
+    use crate::runtime::Consumer;
 
     fn envelope(event_type: &str, format: Format, data: impl Into<Bytes>) -> Envelope {
         Envelope {
@@ -141,10 +147,6 @@ mod tests {
         }
     }
 
-    fn reads(name: &str) -> &'static EventType {
-        Org::READS.iter().find(|t| t.name == name).unwrap()
-    }
-
     #[test]
     fn every_sample_decodes_to_the_same_event_as_json_and_as_protobuf() {
         assert_eq!(Org::READS.len(), 6);
@@ -156,21 +158,25 @@ mod tests {
         }
     }
 
+    /// The sample as the message writes itself: equal unless the sample has a field that the message does not know.
+    fn rewritten<M: DeserializeOwned + Serialize>(name: &str) -> (Value, Value) {
+        let sample = Org::READS.iter().find(|t| t.name == name).unwrap().sample;
+        let message: M = serde_json::from_str(sample).unwrap();
+        (serde_json::from_str(sample).unwrap(), serde_json::to_value(message).unwrap())
+    }
+
     #[test]
-    fn a_sample_holds_no_field_that_the_message_does_not_know() {
-        for read in Org::READS {
-            let sample: serde_json::Value = serde_json::from_str(read.sample).unwrap();
-            let protobuf = (read.to_protobuf.unwrap())(read.sample).unwrap();
-            assert!(sample.as_object().unwrap().len() >= 3 && !protobuf.is_empty(), "{}", read.name);
+    fn a_sample_holds_no_field_that_its_message_does_not_know() {
+        for (sample, rewritten) in [
+            rewritten::<proto::DepartmentUpserted>(DEPARTMENT_UPSERTED),
+            rewritten::<proto::DepartmentDeleted>(DEPARTMENT_DELETED),
+            rewritten::<proto::UserUpserted>(USER_UPSERTED),
+            rewritten::<proto::UserDeleted>(USER_DELETED),
+            rewritten::<proto::MembershipAdded>(MEMBERSHIP_ADDED),
+            rewritten::<proto::MembershipRemoved>(MEMBERSHIP_REMOVED),
+        ] {
+            assert_eq!(sample, rewritten);
         }
-        let Change::User { values: Some(user), .. } =
-            OrgEvent::decode(&envelope("org.user.upserted.v1", Format::Json, reads("org.user.upserted.v1").sample))
-                .unwrap()
-                .change
-        else {
-            panic!("a user")
-        };
-        assert!(!user.email.is_empty() && !user.employee_number.is_empty() && !user.title.is_empty());
     }
 
     #[test]
@@ -184,8 +190,8 @@ mod tests {
 
     #[test]
     fn a_users_debug_output_shows_no_personal_data() {
-        let event =
-            OrgEvent::decode(&envelope("org.user.upserted.v1", Format::Json, reads("org.user.upserted.v1").sample));
+        let read = Org::READS.iter().find(|t| t.name == USER_UPSERTED).unwrap();
+        let event = OrgEvent::decode(&envelope(read.name, Format::Json, read.sample)).unwrap();
         assert!(!format!("{event:?}").contains("Example Person"));
     }
 }
