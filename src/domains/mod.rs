@@ -3,8 +3,9 @@
 use crate::runtime::{AnyConsumer, erase};
 
 pub(crate) mod org;
+pub(crate) mod sms;
 
 /// Every consumer of this build. A new one is two lines here.
 pub fn consumers() -> Vec<Box<dyn AnyConsumer>> {
-    vec![erase(org::Org)]
+    vec![erase(org::Org), erase(sms::Sms)]
 }
