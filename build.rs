@@ -19,6 +19,7 @@ fn compile_protos(out: &Path) -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(&files, ["proto"])?;
     let encoded = prost_bytes(&descriptors);
     prost_build::Config::new()
+        .compile_well_known_types()
         .extern_path(".google.protobuf", "::pbjson_types")
         .out_dir(out)
         .compile_fds(descriptors)?;

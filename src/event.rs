@@ -1,5 +1,7 @@
 //! The event as every layer sees it: a CloudEvents 1.0 envelope with its payload. Pure values, no I/O.
 
+use std::fmt;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
@@ -9,8 +11,11 @@ use serde::de::DeserializeOwned;
 /// Tenant of an event that names none.
 pub const DEFAULT_TENANT: &str = "default";
 
+/// Deepest nesting of a protobuf payload: the decoder's own limit, which is never switched off.
+pub const MAX_PROTOBUF_DEPTH: u32 = 100;
+
 /// One change event, decoded from the wire but not yet understood by a domain.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Envelope {
     /// CloudEvents `id`; with [`source`](Self::source) the identity of the event.
     pub id: String,
@@ -113,6 +118,34 @@ impl Rejection {
         Self { stage: Stage::Decode, code, message: message.into() }
     }
 
+    /// `what` is not the JSON that was expected. Tells the place and what belongs there, never what stands there: the
+    /// parser's own message may quote the payload, and with it a phone number.
+    pub fn json(what: &str, error: &serde_json::Error) -> Self {
+        let text = error.to_string();
+        let wanted = match text.rsplit_once(", expected ") {
+            // The only messages that quote; what follows the last `expected` is the schema's own text.
+            Some((_, wanted)) if ["invalid ", "unknown "].iter().any(|p| text.starts_with(p)) => {
+                format!("expected {wanted}")
+            }
+            None if error.is_syntax() || error.is_eof() || text.starts_with("missing field") => text,
+            None if text.starts_with("duplicate field") => text,
+            _ => format!("a value does not fit at line {} column {}", error.line(), error.column()),
+        };
+        Self::decode("invalid_json", format!("{what}: {wanted}"))
+    }
+
+    fn protobuf(what: &str, error: &prost::DecodeError) -> Self {
+        const LONGEST: usize = 300;
+        let text = error.to_string();
+        // The library keeps the kind to itself; a test holds this text.
+        if text.ends_with("recursion limit reached") {
+            let text = format!("{what} is nested deeper than {MAX_PROTOBUF_DEPTH} levels");
+            return Self::decode("protobuf_too_deep", text);
+        }
+        // It names messages and fields, one for each level, and quotes no value.
+        Self::decode("invalid_protobuf", format!("{what}: {}", &text[..text.floor_char_boundary(LONGEST)]))
+    }
+
     /// The payload breaks a rule of its own.
     pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
         Self { stage: Stage::Validate, code, message: message.into() }
@@ -124,17 +157,30 @@ impl Rejection {
     }
 }
 
+/// Without the payload, which may hold personal data.
+impl fmt::Debug for Envelope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Envelope")
+            .field("id", &self.id)
+            .field("source", &self.source)
+            .field("event_type", &self.event_type)
+            .field("tenant", &self.tenant)
+            .field("format", &self.format)
+            .field("bytes", &self.data.len())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Envelope {
     /// Decodes the payload into its protobuf message, from either encoding.
     ///
     /// # Errors
     /// A decode rejection that names the format and the place, without the payload's text.
     pub fn payload<M: Message + Default + DeserializeOwned>(&self) -> Result<M, Rejection> {
+        let what = format!("the payload of {}", self.event_type);
         match self.format {
-            Format::Json => serde_json::from_slice(&self.data)
-                .map_err(|e| Rejection::decode("invalid_json", format!("payload of {}: {e}", self.event_type))),
-            Format::Protobuf => M::decode(self.data.clone())
-                .map_err(|e| Rejection::decode("invalid_protobuf", format!("payload of {}: {e}", self.event_type))),
+            Format::Json => serde_json::from_slice(&self.data).map_err(|e| Rejection::json(&what, &e)),
+            Format::Protobuf => M::decode(self.data.clone()).map_err(|e| Rejection::protobuf(&what, &e)),
         }
     }
 }
@@ -175,5 +221,72 @@ impl Downstream {
     pub fn ordered_by(mut self, key: impl Into<String>) -> Self {
         self.partition_key = Some(key.into());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use pbjson_types::{Struct, Timestamp, Value};
+
+    use super::{Envelope, Format, Trace};
+
+    fn envelope(format: Format, data: impl Into<Bytes>) -> Envelope {
+        Envelope {
+            id: "1".into(),
+            source: String::new(),
+            event_type: "a.b.v1".into(),
+            subject: None,
+            partition_key: "1".into(),
+            time: None,
+            tenant: "default".into(),
+            trace: Trace::default(),
+            format,
+            data: data.into(),
+        }
+    }
+
+    /// `levels` messages, each the only field of the one around it.
+    fn nested_struct_value(levels: usize) -> Vec<u8> {
+        use prost::Message as _;
+        let mut bytes = Vec::new();
+        for _ in 0..levels {
+            // Value.list_value (6) of ListValue.values (1), in turn.
+            let list = prost_bytes(1, &bytes);
+            bytes = prost_bytes(6, &list);
+        }
+        assert!(levels > 20 || Value::decode(bytes.as_slice()).is_ok());
+        bytes
+    }
+
+    fn prost_bytes(tag: u32, inner: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        prost::encoding::bytes::encode(tag, &inner.to_vec(), &mut out);
+        out
+    }
+
+    #[test]
+    fn e06_protobuf_deeper_than_the_limit_is_rejected_with_a_short_reason() {
+        let shallow = envelope(Format::Protobuf, nested_struct_value(10));
+        assert!(shallow.payload::<Value>().is_ok());
+        let rejection = envelope(Format::Protobuf, nested_struct_value(200)).payload::<Value>().unwrap_err();
+        assert_eq!(rejection.code, "protobuf_too_deep");
+        assert!(rejection.message.len() < 200);
+    }
+
+    #[test]
+    fn e05_broken_protobuf_is_rejected_with_a_short_reason() {
+        let rejection = envelope(Format::Protobuf, &[0xff; 40][..]).payload::<Struct>().unwrap_err();
+        assert_eq!(rejection.code, "invalid_protobuf");
+        assert!(rejection.message.len() < 400);
+    }
+
+    #[test]
+    fn a_json_rejection_never_quotes_the_payload() {
+        for json in ["\"13812345678\"", "{\"a\": 13812345678", "13812345678", "[13812345678, 1, 1]", "{\"13812345678\"}"] {
+            let rejection = envelope(Format::Json, json).payload::<Timestamp>().unwrap_err();
+            assert_eq!(rejection.code, "invalid_json");
+            assert!(!rejection.message.contains("13812345678"), "{}", rejection.message);
+        }
     }
 }

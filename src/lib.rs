@@ -8,4 +8,6 @@ pub mod domains;
 pub mod event;
 pub mod health;
 pub mod message;
+pub mod replay;
 pub mod runtime;
+pub mod telemetry;

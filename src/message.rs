@@ -1,6 +1,7 @@
 //! A message as it lies on the broker, without any client library's types. Pure values, no I/O.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
 
@@ -8,7 +9,7 @@ use bytes::Bytes;
 pub type Headers = BTreeMap<String, serde_json::Value>;
 
 /// What a producer sent: AMQP properties, headers and body.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Message {
     /// AMQP `message-id`.
     pub message_id: Option<String>,
@@ -28,6 +29,19 @@ pub struct Message {
     pub headers: Headers,
     /// The payload.
     pub body: Bytes,
+}
+
+/// Without body and header values, which may hold personal data.
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("message_id", &self.message_id)
+            .field("message_type", &self.message_type)
+            .field("content_type", &self.content_type)
+            .field("headers", &self.headers.keys())
+            .field("bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where a message was published to.

@@ -95,11 +95,7 @@ impl Pool {
     /// Connections in use, idle, and allowed.
     pub fn usage(&self) -> PoolUsage {
         let status = self.inner.status();
-        PoolUsage {
-            in_use: status.size.saturating_sub(status.available),
-            idle: status.available,
-            max: status.max_size,
-        }
+        PoolUsage { in_use: status.size.saturating_sub(status.available), idle: status.available, max: status.max_size }
     }
 
     /// Closes the pool: running transactions end, waiting callers get an error.
@@ -168,5 +164,9 @@ fn host_names(config: &Config) -> String {
 }
 
 fn tls() -> Result<MakeRustlsConnect, SettingsError> {
-    MakeRustlsConnect::with_native_certs().map_err(|e| SettingsError::Tls(format!("{e:?}")))
+    let (connect, unread) = MakeRustlsConnect::with_native_certs().map_err(|e| SettingsError::Tls(format!("{e:?}")))?;
+    for problem in unread {
+        tracing::warn!(%problem, "a certificate of this system can't be read and is not trusted");
+    }
+    Ok(connect)
 }

@@ -1,8 +1,10 @@
 //! What we do: the only list of domains. None imports another; they meet through events.
 
-use crate::runtime::AnyConsumer;
+use crate::runtime::{AnyConsumer, erase};
+
+pub(crate) mod sms;
 
 /// Every consumer of this build. A new one is two lines here.
 pub fn consumers() -> Vec<Box<dyn AnyConsumer>> {
-    vec![]
+    vec![erase(sms::Sms)]
 }

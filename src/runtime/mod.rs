@@ -2,6 +2,7 @@
 
 mod contract;
 mod erased;
+pub mod wire;
 
 pub use contract::{Consumer, EventType, HandleError, Outcome, Received, Skip};
 pub use erased::{AnyConsumer, Decoded, erase};

@@ -1,0 +1,132 @@
+//! Between the client's types and ours.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
+use serde_json::{Map, Value};
+
+use super::error::BrokerError;
+use crate::message::{Headers, Message};
+
+/// Marks a message as to be written to disk.
+const PERSISTENT: u8 = 2;
+/// A table inside a table inside …: deeper ones are cut, they come from a hostile producer.
+const MAX_TABLE_DEPTH: usize = 8;
+
+pub(super) fn message_from(properties: &BasicProperties, body: Vec<u8>) -> Message {
+    let text = |value: &Option<ShortString>| value.as_ref().map(|v| v.as_str().to_owned());
+    Message {
+        message_id: text(properties.message_id()),
+        message_type: text(properties.kind()),
+        content_type: text(properties.content_type()),
+        content_encoding: text(properties.content_encoding()),
+        correlation_id: text(properties.correlation_id()),
+        timestamp: *properties.timestamp(),
+        expiration: text(properties.expiration()),
+        headers: properties.headers().as_ref().map(|t| headers_from(t)).unwrap_or_default(),
+        body: Bytes::from(body),
+    }
+}
+
+pub(super) fn properties_from(message: &Message) -> Result<BasicProperties, BrokerError> {
+    let short = |what, value: &str| ShortString::try_new(value).map_err(|_| BrokerError::too_long(what));
+    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    if let Some(id) = &message.message_id {
+        properties = properties.with_message_id(short("message id", id)?);
+    }
+    if let Some(kind) = &message.message_type {
+        properties = properties.with_type(short("type", kind)?);
+    }
+    if let Some(content_type) = &message.content_type {
+        properties = properties.with_content_type(short("content type", content_type)?);
+    }
+    if let Some(encoding) = &message.content_encoding {
+        properties = properties.with_content_encoding(short("content encoding", encoding)?);
+    }
+    if let Some(id) = &message.correlation_id {
+        properties = properties.with_correlation_id(short("correlation id", id)?);
+    }
+    if let Some(seconds) = message.timestamp {
+        properties = properties.with_timestamp(seconds);
+    }
+    if let Some(expiration) = &message.expiration {
+        properties = properties.with_expiration(short("expiration", expiration)?);
+    }
+    if !message.headers.is_empty() {
+        properties = properties.with_headers(table_from(&message.headers)?);
+    }
+    Ok(properties)
+}
+
+fn headers_from(table: &FieldTable) -> Headers {
+    table.inner().iter().map(|(key, value)| (key.as_str().to_owned(), json_from(value, 0))).collect()
+}
+
+fn json_from(value: &AMQPValue, depth: usize) -> Value {
+    if depth > MAX_TABLE_DEPTH {
+        return Value::Null;
+    }
+    match value {
+        AMQPValue::Boolean(v) => Value::from(*v),
+        AMQPValue::ShortShortInt(v) => Value::from(*v),
+        AMQPValue::ShortShortUInt(v) => Value::from(*v),
+        AMQPValue::ShortInt(v) => Value::from(*v),
+        AMQPValue::ShortUInt(v) => Value::from(*v),
+        AMQPValue::LongInt(v) => Value::from(*v),
+        AMQPValue::LongUInt(v) => Value::from(*v),
+        AMQPValue::LongLongInt(v) => Value::from(*v),
+        AMQPValue::Timestamp(v) => Value::from(*v),
+        AMQPValue::Float(v) => Value::from(*v),
+        AMQPValue::Double(v) => Value::from(*v),
+        AMQPValue::DecimalValue(v) => Value::from(f64::from(v.value) / 10f64.powi(i32::from(v.scale))),
+        AMQPValue::ShortString(v) => Value::from(v.as_str()),
+        AMQPValue::LongString(v) => text_or_base64(v.as_bytes()),
+        AMQPValue::ByteArray(v) => text_or_base64(v.as_slice()),
+        AMQPValue::FieldArray(v) => Value::Array(v.as_slice().iter().map(|i| json_from(i, depth + 1)).collect()),
+        AMQPValue::FieldTable(v) => {
+            let pairs = v.inner().iter().map(|(k, v)| (k.as_str().to_owned(), json_from(v, depth + 1)));
+            Value::Object(pairs.collect::<Map<_, _>>())
+        }
+        AMQPValue::Void => Value::Null,
+    }
+}
+
+fn text_or_base64(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Value::from(text),
+        Err(_) => Value::from(BASE64.encode(bytes)),
+    }
+}
+
+fn table_from(headers: &Headers) -> Result<FieldTable, BrokerError> {
+    let mut table = FieldTable::default();
+    for (key, value) in headers {
+        let key = ShortString::try_new(key.as_str()).map_err(|_| BrokerError::too_long("header name"))?;
+        table.insert(key, amqp_from(value));
+    }
+    Ok(table)
+}
+
+fn amqp_from(value: &Value) -> AMQPValue {
+    match value {
+        Value::Null => AMQPValue::Void,
+        Value::Bool(v) => AMQPValue::Boolean(*v),
+        Value::Number(v) => match v.as_i64() {
+            Some(integer) => AMQPValue::LongLongInt(integer),
+            None => AMQPValue::Double(v.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::String(v) => AMQPValue::LongString(v.as_bytes().to_vec().into()),
+        Value::Array(v) => AMQPValue::FieldArray(FieldArray::from(v.iter().map(amqp_from).collect::<Vec<_>>())),
+        Value::Object(v) => {
+            let mut table = FieldTable::default();
+            for (key, value) in v {
+                if let Ok(key) = ShortString::try_new(key.as_str()) {
+                    table.insert(key, amqp_from(value));
+                }
+            }
+            AMQPValue::FieldTable(table)
+        }
+    }
+}

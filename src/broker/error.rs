@@ -1,0 +1,104 @@
+//! Broker errors that can be questioned.
+
+use std::time::Duration;
+
+use lapin::ErrorKind;
+
+/// A failure of the broker or of the way to it.
+#[derive(Debug)]
+pub struct BrokerError {
+    doing: &'static str,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Client(Box<lapin::Error>),
+    Silent(Duration),
+    Settings(super::SettingsError),
+    Ended,
+    TooLong(&'static str),
+}
+
+impl BrokerError {
+    pub(super) fn client(doing: &'static str, error: lapin::Error) -> Self {
+        Self { doing, kind: Kind::Client(Box::new(error)) }
+    }
+
+    pub(super) fn silent(doing: &'static str, waited: Duration) -> Self {
+        Self { doing, kind: Kind::Silent(waited) }
+    }
+
+    pub(super) fn settings(error: super::SettingsError) -> Self {
+        Self { doing: "connect", kind: Kind::Settings(error) }
+    }
+
+    pub(super) fn ended(doing: &'static str) -> Self {
+        Self { doing, kind: Kind::Ended }
+    }
+
+    pub(super) fn too_long(what: &'static str) -> Self {
+        Self { doing: "publish", kind: Kind::TooLong(what) }
+    }
+
+    /// The AMQP reply code, where the broker sent one.
+    pub fn reply_code(&self) -> Option<u16> {
+        match &self.kind {
+            Kind::Client(e) => match e.kind() {
+                ErrorKind::ProtocolError(amqp) => Some(amqp.get_id()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// An exchange or queue exists with other arguments than ours (406).
+    pub fn is_precondition_failed(&self) -> bool {
+        self.reply_code() == Some(406)
+    }
+
+    /// What was asked for doesn't exist (404).
+    pub fn is_not_found(&self) -> bool {
+        self.reply_code() == Some(404)
+    }
+
+    /// Our user may not do that (403).
+    pub fn is_refused(&self) -> bool {
+        self.reply_code() == Some(403)
+    }
+
+    /// The message itself was refused: too large, or a frame the broker can't read. Sending it again can't work.
+    pub fn blames_the_message(&self) -> bool {
+        matches!(self.kind, Kind::TooLong(_)) || matches!(self.reply_code(), Some(406 | 501 | 502))
+    }
+}
+
+impl std::fmt::Display for BrokerError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let doing = self.doing;
+        match &self.kind {
+            Kind::Client(e) => match e.kind() {
+                ErrorKind::ProtocolError(amqp) => write!(f, "broker: {doing}: {}", amqp.get_message()),
+                _ => write!(f, "broker: {doing}: {e}"),
+            },
+            Kind::Silent(waited) => write!(f, "broker: {doing}: no answer within {} ms", waited.as_millis()),
+            Kind::Settings(e) => write!(f, "broker: {e}"),
+            Kind::Ended => write!(f, "broker: {doing}: the channel was closed"),
+            Kind::TooLong(what) => write!(f, "broker: {doing}: the {what} is longer than AMQP allows (255 bytes)"),
+        }
+    }
+}
+
+impl std::error::Error for BrokerError {}
+
+/// Awaits an answer of the broker, but not for ever.
+pub(super) async fn bounded<T>(
+    doing: &'static str,
+    within: Duration,
+    work: impl Future<Output = Result<T, lapin::Error>>,
+) -> Result<T, BrokerError> {
+    match tokio::time::timeout(within, work).await {
+        Ok(result) => result.map_err(|e| BrokerError::client(doing, e)),
+        Err(_) => Err(BrokerError::silent(doing, within)),
+    }
+}

@@ -1,0 +1,180 @@
+//! One supervised connection.
+//!
+//! The client's own recovery gives up after a while and never rebuilds channels (`spec/reliability.md` §1.5), so it stays off.
+//! A [`Link`] connects on demand, one attempt at a time for everybody who waits, without end and with jittered pauses. Users ask
+//! it for a channel, and ask again when theirs died. Publishing and consuming use a link each: a blocked connection stops acks
+//! and heartbeats too (§1.4).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::error::{BrokerError, bounded};
+use super::settings::Settings;
+use crate::health::{Check, Health};
+use crate::pacing::Pacing;
+use crate::telemetry;
+
+/// Longest wait for TCP, TLS and the AMQP handshake: a peer that accepts and stays silent must not hold us.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// Longest wait for the answer to any single request.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Deliveries and acks.
+    Consume,
+    /// Publishes and confirms.
+    Publish,
+}
+
+impl Purpose {
+    /// The label in metrics and in the broker's list of connections.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Consume => "consume",
+            Self::Publish => "publish",
+        }
+    }
+}
+
+/// A connection that comes back.
+pub struct Link {
+    settings: Settings,
+    purpose: Purpose,
+    health: Arc<Health>,
+    current: Mutex<Option<Connection>>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("purpose", &self.purpose).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// A link that is not connected yet.
+    pub fn new(settings: Settings, purpose: Purpose, health: Arc<Health>) -> Self {
+        Self { settings, purpose, health, current: Mutex::new(None) }
+    }
+
+    /// A new channel; connects for as long as it takes. `None` when `stop` came first.
+    pub(super) async fn channel(&self, stop: &CancellationToken) -> Option<Channel> {
+        tokio::select! {
+            () = stop.cancelled() => None,
+            channel = self.channel_at_last() => Some(channel),
+        }
+    }
+
+    async fn channel_at_last(&self) -> Channel {
+        let mut pacing = Pacing::reconnect();
+        // Held over the waits on purpose: everybody else would only fail the same way.
+        let mut current = self.current.lock().await;
+        loop {
+            match self.try_channel(&mut current).await {
+                Ok(channel) => return channel,
+                Err(error) => {
+                    *current = None;
+                    self.report_down(&error);
+                    tokio::time::sleep(pacing.next_wait()).await;
+                }
+            }
+        }
+    }
+
+    /// A new channel, or the reason why there is none now.
+    pub(super) async fn channel_now(&self) -> Result<Channel, BrokerError> {
+        let mut current = self.current.lock().await;
+        self.try_channel(&mut current).await
+    }
+
+    async fn try_channel(&self, current: &mut Option<Connection>) -> Result<Channel, BrokerError> {
+        let connection = match current.take() {
+            Some(connection) if connection.status().connected() => current.insert(connection),
+            lost => {
+                if lost.is_some() {
+                    telemetry::broker_reconnect(self.purpose.as_str());
+                }
+                let connection = self.connect().await?;
+                current.insert(connection)
+            }
+        };
+        let channel = bounded("open a channel", ANSWER_WITHIN, connection.create_channel()).await?;
+        self.report_up();
+        Ok(channel)
+    }
+
+    async fn connect(&self) -> Result<Connection, BrokerError> {
+        let uri = self.settings.uri().map_err(BrokerError::settings)?;
+        let name = format!("{} {}", self.settings.name, self.purpose.as_str());
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let connection = bounded("connect", CONNECT_WITHIN, Connection::connect_uri(uri, properties)).await?;
+        self.watch_events(&connection);
+        Ok(connection)
+    }
+
+    /// Ends by itself when the connection is dropped. The listener is no broadcast: exactly one per connection.
+    fn watch_events(&self, connection: &Connection) {
+        let mut events = Box::pin(connection.events_listener());
+        let purpose = self.purpose.as_str();
+        tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                match event {
+                    Event::ConnectionBlocked(why) => {
+                        telemetry::broker_blocked(purpose, true);
+                        warn!(purpose, why, "broker blocks the {purpose} connection: {why}");
+                    }
+                    Event::ConnectionUnblocked => {
+                        telemetry::broker_blocked(purpose, false);
+                        info!(purpose, "broker unblocked the {purpose} connection");
+                    }
+                    Event::Error(_) => break,
+                    Event::Connected | Event::SendFlow(_) => {}
+                }
+            }
+            telemetry::broker_blocked(purpose, false);
+        });
+    }
+
+    /// Closes the connection; running channels end.
+    pub async fn close(&self) {
+        if let Some(connection) = self.current.lock().await.take() {
+            let closing = connection.close(200, "bye".into());
+            if let Err(error) = bounded("close", ANSWER_WITHIN, closing).await {
+                tracing::debug!(%error, "the connection was gone before it was closed");
+            }
+        }
+    }
+
+    fn check_name(&self) -> String {
+        format!("broker.{}", self.purpose.as_str())
+    }
+
+    fn report_up(&self) {
+        telemetry::broker_connected(self.purpose.as_str(), true);
+        if self.health.set(&self.check_name(), Check::Ok) {
+            let purpose = self.purpose.as_str();
+            info!(purpose, address = self.settings.address(), "broker connected for {purpose}");
+        }
+    }
+
+    fn report_down(&self, error: &BrokerError) {
+        telemetry::broker_connected(self.purpose.as_str(), false);
+        let waiting = Check::Waiting(format!("{error}; trying {} again", self.settings.address()));
+        if self.health.set(&self.check_name(), waiting) {
+            warn!(purpose = self.purpose.as_str(), %error, "waiting for the broker at {}: {error}", self.settings.address());
+        }
+    }
+}
+
+/// A channel in confirm mode.
+pub(super) async fn confirm_mode(channel: &Channel) -> Result<(), BrokerError> {
+    bounded("select confirms", ANSWER_WITHIN, channel.confirm_select(ConfirmSelectOptions::default())).await
+}

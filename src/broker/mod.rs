@@ -1,0 +1,17 @@
+//! RabbitMQ: connections under our own supervision, publishing with confirms, consuming, declaring. The only user of the AMQP client.
+
+mod consume;
+mod convert;
+mod declare;
+mod error;
+mod link;
+mod publish;
+mod settings;
+
+pub use consume::{Delivery, Subscription, queue_depth};
+pub use declare::{Binding, ExchangeSpec, QueueKind, QueueSpec, Topology};
+pub use error::BrokerError;
+pub use link::{Link, Purpose};
+pub(crate) use publish::REPLAY_ID;
+pub use publish::{Fate, Outgoing, PublishError, Publisher, publish_once};
+pub use settings::{Settings, SettingsError};

@@ -1,0 +1,144 @@
+//! From rows to messages, and in which waves they go.
+
+use std::collections::HashSet;
+
+use serde_json::Value;
+
+use super::row::Pending;
+use crate::broker::Outgoing;
+use crate::message::{Headers, Message, Route};
+
+/// Splits rows, given in order, into waves with at most one row of a key each: a row leaves only after its predecessor is
+/// confirmed.
+pub(super) fn waves(rows: Vec<Pending>) -> Vec<Vec<Pending>> {
+    let mut waves = Vec::new();
+    let mut rest = rows;
+    while !rest.is_empty() {
+        let mut keys = HashSet::new();
+        let (wave, later) = rest.into_iter().partition(|row| keys.insert(row.key.clone()));
+        waves.push(wave);
+        rest = later;
+    }
+    waves
+}
+
+/// A row with a route of its own is published exactly as it is stored; any other becomes a CloudEvent in the binary form.
+pub(super) fn outgoing(row: &Pending, egress: &str) -> Outgoing {
+    match (&row.exchange, &row.routing_key) {
+        (Some(exchange), Some(routing_key)) => Outgoing {
+            route: Route { exchange: exchange.clone(), routing_key: routing_key.clone() },
+            message: stored(row),
+        },
+        _ => Outgoing {
+            route: Route { exchange: egress.to_owned(), routing_key: row.event_type.clone() },
+            message: cloud_event(row),
+        },
+    }
+}
+
+fn stored(row: &Pending) -> Message {
+    let mut message = Message { body: row.body.clone().into(), ..Message::default() };
+    overlay(&mut message, &row.headers);
+    message
+}
+
+fn cloud_event(row: &Pending) -> Message {
+    let mut headers = Headers::new();
+    let mut set = |name: &str, value: String| headers.insert(format!("cloudEvents:{name}"), Value::from(value));
+    set("specversion", "1.0".to_owned());
+    set("id", row.id.to_string());
+    set("source", "onceflow/outbox".to_owned());
+    set("type", row.event_type.clone());
+    set("subject", format!("{}/{}", row.aggregate_type, row.aggregate_id));
+    set("time", row.created_at.to_string());
+    set("tenant", row.tenant.clone());
+    let tenant_prefix = row.tenant.len() + 1;
+    set("partitionkey", row.key.get(tenant_prefix..).unwrap_or_default().to_owned());
+    let mut message = Message {
+        message_id: Some(row.id.to_string()),
+        message_type: Some(row.event_type.clone()),
+        content_type: Some(if row.is_json { "application/json" } else { "application/protobuf" }.to_owned()),
+        timestamp: u64::try_from(row.created_at.as_second()).ok(),
+        headers,
+        body: row.body.clone().into(),
+        ..Message::default()
+    };
+    overlay(&mut message, &row.headers);
+    if message.correlation_id.is_none() {
+        let correlation = message.headers.get("cloudEvents:correlationid").and_then(Value::as_str);
+        message.correlation_id = correlation.filter(|id| id.len() <= 255).map(str::to_owned);
+    }
+    message
+}
+
+/// Keys `amqp:…` are properties, all others headers.
+fn overlay(message: &mut Message, stored: &Value) {
+    let Some(stored) = stored.as_object() else { return };
+    for (key, value) in stored {
+        let text = || value.as_str().map(str::to_owned);
+        match key.as_str() {
+            "amqp:message_id" => message.message_id = text(),
+            "amqp:type" => message.message_type = text(),
+            "amqp:content_type" => message.content_type = text(),
+            "amqp:content_encoding" => message.content_encoding = text(),
+            "amqp:correlation_id" => message.correlation_id = text(),
+            "amqp:timestamp" => message.timestamp = value.as_u64(),
+            _ => {
+                message.headers.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn row(key: &str, seq: u128) -> Pending {
+        Pending {
+            id: Uuid::from_u128(seq),
+            tenant: "t".to_owned(),
+            aggregate_type: "user".to_owned(),
+            aggregate_id: key.to_owned(),
+            event_type: "org.user.changed.v1".to_owned(),
+            body: b"{}".to_vec(),
+            is_json: true,
+            headers: serde_json::json!({"cloudEvents:source": "onceflow/org", "amqp:correlation_id": "c1"}),
+            key: format!("t/{key}"),
+            exchange: None,
+            routing_key: None,
+            partition: 0,
+            created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn rows_of_one_key_leave_in_order_one_wave_each_i5() {
+        let waves = waves(vec![row("a", 1), row("b", 2), row("a", 3), row("a", 4), row("b", 5)]);
+        let ids: Vec<Vec<u128>> = waves.iter().map(|w| w.iter().map(|r| r.id.as_u128()).collect()).collect();
+        assert_eq!(ids, [vec![1, 2], vec![3, 5], vec![4]]);
+    }
+
+    #[test]
+    fn a_downstream_event_is_a_binary_cloud_event() {
+        let outgoing = outgoing(&row("a", 7), "onceflow.out");
+        assert_eq!(outgoing.route.routing_key, "org.user.changed.v1");
+        let header = |name: &str| outgoing.message.headers[&format!("cloudEvents:{name}")].as_str().unwrap().to_owned();
+        assert_eq!([header("source"), header("subject"), header("partitionkey")], ["onceflow/org", "user/a", "a"]);
+        assert_eq!(outgoing.message.message_id.as_deref(), Some(header("id").as_str()));
+        assert_eq!(outgoing.message.correlation_id.as_deref(), Some("c1"));
+    }
+
+    #[test]
+    fn a_replay_is_published_exactly_as_it_was_stored() {
+        let mut replay = row("a", 7);
+        replay.exchange = Some(String::new());
+        replay.routing_key = Some("onceflow.org".to_owned());
+        replay.headers = serde_json::json!({"amqp:message_id": "m1", "k": 1});
+        let outgoing = outgoing(&replay, "onceflow.out");
+        assert_eq!((outgoing.route.exchange.as_str(), outgoing.route.routing_key.as_str()), ("", "onceflow.org"));
+        assert_eq!(outgoing.message.message_id.as_deref(), Some("m1"));
+        assert_eq!(outgoing.message.headers.keys().collect::<Vec<_>>(), ["k"]);
+    }
+}

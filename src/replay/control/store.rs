@@ -1,0 +1,184 @@
+//! SQL of `onceflow.consumer_state`, of the operators' view of the outbox, and of the sampled totals.
+
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::super::store::column;
+use super::{ConsumerSwitch, DeadLetterTotals, MAX_PARKED, OutboxTotals, Parked, Partition};
+use crate::db::{DbError, Tx};
+
+const SWITCHES: &str = "
+    SELECT consumer, paused, changed_by, reason, changed_at FROM onceflow.consumer_state ORDER BY consumer";
+
+/// A consumer that was never paused has no row: resuming it changes nothing.
+const SET_PAUSED: &str = "
+    INSERT INTO onceflow.consumer_state AS s (consumer, paused, changed_by, reason)
+    SELECT $1, $2, $3, $4 WHERE $2 OR EXISTS (SELECT FROM onceflow.consumer_state WHERE consumer = $1)
+    ON CONFLICT (consumer) DO UPDATE
+       SET paused = excluded.paused, changed_by = excluded.changed_by, reason = excluded.reason,
+           changed_at = clock_timestamp()
+     WHERE s.paused <> excluded.paused";
+
+const AUDIT: &str = "
+    INSERT INTO onceflow.audit (id, actor, action, subject, reason, detail) VALUES ($1, $2, $3, $4, $5, $6)";
+
+/// The oldest row is found by its index within each partition, not by reading the whole table.
+const OUTBOX_TOTALS: &str = "
+    SELECT (SELECT count(*) FROM onceflow.outbox WHERE parked_at IS NULL) AS pending,
+           (SELECT count(*) FROM onceflow.outbox WHERE parked_at IS NOT NULL) AS parked,
+           (SELECT extract(epoch FROM clock_timestamp() - min(o.created_at))::float8
+              FROM onceflow.outbox_partition AS p
+             CROSS JOIN LATERAL (SELECT created_at FROM onceflow.outbox
+                                  WHERE partition = p.partition AND parked_at IS NULL
+                                  ORDER BY seq LIMIT 1) AS o) AS oldest";
+
+const PARTITIONS: &str = "
+    SELECT p.partition, CASE WHEN p.expires_at > clock_timestamp() THEN p.holder END AS holder,
+           p.epoch, p.confirmed, p.replayed,
+           (SELECT count(*) FROM onceflow.outbox AS o
+             WHERE o.partition = p.partition AND o.parked_at IS NULL) AS pending
+      FROM onceflow.outbox_partition AS p
+     ORDER BY p.partition";
+
+const PARKED: &str = "
+    SELECT id, tenant, type, aggregateid, parked_reason, attempts, parked_at
+      FROM onceflow.outbox
+     WHERE parked_at IS NOT NULL
+     ORDER BY parked_at, seq
+     LIMIT $1";
+
+const UNPARK: &str = "
+    UPDATE onceflow.outbox SET parked_at = NULL, parked_reason = NULL, attempts = 0
+     WHERE id = ANY ($1) AND parked_at IS NOT NULL";
+
+const DELETE_PARKED: &str = "DELETE FROM onceflow.outbox WHERE id = ANY ($1) AND parked_at IS NOT NULL RETURNING id";
+
+/// A replay whose outbox row is dropped never reaches its consumer: its dead letter waits for someone again.
+const REOPEN: &str = "
+    UPDATE onceflow.dead_letter SET state = 'open' WHERE state = 'replaying' AND replay_id = ANY ($1)";
+
+const DEAD_LETTER_TOTALS: &str = "
+    SELECT consumer,
+           count(*) FILTER (WHERE state = 'open') AS open,
+           count(*) FILTER (WHERE state = 'replaying') AS replaying,
+           count(DISTINCT (event_type, stage, reason)) FILTER (WHERE state = 'open') AS groups,
+           extract(epoch FROM clock_timestamp() - min(first_failed_at) FILTER (WHERE state = 'open'))::float8 AS oldest
+      FROM onceflow.dead_letter
+     WHERE state IN ('open', 'replaying')
+     GROUP BY consumer";
+
+const INBOX_ESTIMATE: &str = "
+    SELECT greatest(reltuples, 0)::float8 AS estimate FROM pg_class WHERE oid = 'onceflow.inbox'::regclass";
+
+/// Looking never changes anything (I-9): the server itself refuses a write in such a transaction.
+const READ_ONLY: &str = "SELECT set_config('transaction_read_only', 'on', true)";
+/// A sample must not cost more as the tables grow.
+const LIMIT_STATEMENTS: &str = "SELECT set_config('statement_timeout', '2s', true)";
+
+pub(super) async fn switches(tx: &Tx) -> Result<Vec<ConsumerSwitch>, DbError> {
+    let read = |row: &Row| {
+        Ok(ConsumerSwitch {
+            consumer: column(row, "consumer")?,
+            paused: column(row, "paused")?,
+            changed_by: column(row, "changed_by")?,
+            reason: column(row, "reason")?,
+            changed_at: column(row, "changed_at")?,
+        })
+    };
+    tx.query(SWITCHES, &[]).await?.iter().map(read).collect()
+}
+
+pub(super) async fn set_paused(tx: &Tx, consumer: &str, paused: bool, by: (&str, &str)) -> Result<bool, DbError> {
+    let (actor, reason) = by;
+    Ok(tx.execute(SET_PAUSED, &[&consumer, &paused, &actor, &reason]).await? > 0)
+}
+
+/// `what` is actor, action and subject.
+pub(super) async fn audit(
+    tx: &Tx,
+    what: (&str, &str, &str),
+    reason: Option<&str>,
+    detail: &serde_json::Value,
+) -> Result<(), DbError> {
+    let (actor, action, subject) = what;
+    tx.execute(AUDIT, &[&Uuid::now_v7(), &actor, &action, &subject, &reason, detail]).await?;
+    Ok(())
+}
+
+pub(super) async fn outbox_totals(tx: &Tx) -> Result<OutboxTotals, DbError> {
+    let row = tx.query_one(OUTBOX_TOTALS, &[]).await?;
+    Ok(OutboxTotals {
+        pending: column(&row, "pending")?,
+        oldest_pending_age_seconds: column(&row, "oldest")?,
+        parked: column(&row, "parked")?,
+    })
+}
+
+pub(super) async fn partitions(tx: &Tx) -> Result<Vec<Partition>, DbError> {
+    let read = |row: &Row| {
+        Ok(Partition {
+            partition: column(row, "partition")?,
+            holder: column(row, "holder")?,
+            epoch: column(row, "epoch")?,
+            confirmed: column(row, "confirmed")?,
+            replayed: column(row, "replayed")?,
+            pending: column(row, "pending")?,
+        })
+    };
+    tx.query(PARTITIONS, &[]).await?.iter().map(read).collect()
+}
+
+pub(super) async fn parked(tx: &Tx) -> Result<Vec<Parked>, DbError> {
+    let limit = i64::try_from(MAX_PARKED).unwrap_or(i64::MAX);
+    let read = |row: &Row| {
+        Ok(Parked {
+            id: column(row, "id")?,
+            tenant: column(row, "tenant")?,
+            event_type: column(row, "type")?,
+            aggregate_id: column(row, "aggregateid")?,
+            reason: column(row, "parked_reason")?,
+            attempts: column(row, "attempts")?,
+            parked_at: column(row, "parked_at")?,
+        })
+    };
+    tx.query(PARKED, &[&limit]).await?.iter().map(read).collect()
+}
+
+pub(super) async fn unpark(tx: &Tx, ids: &[Uuid]) -> Result<u64, DbError> {
+    tx.execute(UNPARK, &[&ids]).await
+}
+
+pub(super) async fn delete_parked(tx: &Tx, ids: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+    tx.query(DELETE_PARKED, &[&ids]).await?.iter().map(|row| column(row, "id")).collect()
+}
+
+pub(super) async fn reopen(tx: &Tx, replays: &[Uuid]) -> Result<u64, DbError> {
+    tx.execute(REOPEN, &[&replays]).await
+}
+
+pub(super) async fn dead_letter_totals(tx: &Tx) -> Result<Vec<DeadLetterTotals>, DbError> {
+    let read = |row: &Row| {
+        Ok(DeadLetterTotals {
+            consumer: column(row, "consumer")?,
+            open: column(row, "open")?,
+            replaying: column(row, "replaying")?,
+            groups: column(row, "groups")?,
+            oldest_age_seconds: column(row, "oldest")?,
+        })
+    };
+    tx.query(DEAD_LETTER_TOTALS, &[]).await?.iter().map(read).collect()
+}
+
+pub(super) async fn inbox_estimate(tx: &Tx) -> Result<f64, DbError> {
+    column(&tx.query_one(INBOX_ESTIMATE, &[]).await?, "estimate")
+}
+
+pub(super) async fn read_only(tx: &Tx) -> Result<(), DbError> {
+    tx.query(READ_ONLY, &[]).await?;
+    Ok(())
+}
+
+pub(super) async fn limit_statements(tx: &Tx) -> Result<(), DbError> {
+    tx.query(LIMIT_STATEMENTS, &[]).await?;
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! What operators do by hand: look at dead letters, send them again, drop them; pause consumers; free parked outbox rows.
+//!
+//! A replay goes only to the consumer that failed, through the outbox like any downstream event, with the message as it was.
+//! Its way: `open` → `replaying` (outbox row written in the same transaction) → `replayed` when the consumer's inbox has
+//! dealt with it, or back to `open` when it failed again. Looking never changes anything (I-9); every change leaves an
+//! audit row in its own transaction.
+
+mod change;
+pub mod control;
+mod filter;
+mod letter;
+mod store;
+
+pub use change::{Change, ChangeError, Done, Ineligible, MAX_CHANGES, Why, discard, replay, settled};
+pub use filter::{Cursor, CursorError, Filter, MAX_PAGE, Selection, State};
+pub use letter::{DeadLetter, Group, Page, Settled, Summary, groups, list, show};

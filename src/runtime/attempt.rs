@@ -1,0 +1,245 @@
+//! One attempt at a batch: claim, handle, append, commit, all in one transaction.
+//!
+//! ```text
+//! begin → claim in the inbox → consumer.handle → record, append to the outbox → commit
+//! ```
+//! An attempt has no effect outside its transaction, so every end but `Done` can be followed by another attempt. The claim id
+//! stays the same over the attempts of a batch: should a COMMIT of ours have gone through unseen, its rows are recognised.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use uuid::Uuid;
+
+use super::contract::{HandleError, Outcome, Skip};
+use super::dead_letter;
+use super::erased::{AnyConsumer, Decoded};
+use super::inbox::{self, Claim, Fact};
+use super::job::fingerprint;
+use super::retry::RetryClass;
+use crate::db::{Class, Commit, DbError, Pool, Tx};
+use crate::event::{Downstream, Envelope, Rejection, Stage};
+use crate::failpoint;
+use crate::outbox::{self, OutboxRow};
+use crate::telemetry;
+
+/// An event as an attempt needs it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) envelope: Arc<Envelope>,
+    pub(super) event: Decoded,
+    pub(super) replay_id: Option<Uuid>,
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(super) enum Attempt {
+    /// Committed; one end per event.
+    Done(Vec<Settled>),
+    /// Rolled back because of this; when the batch had several events, any of them may be the cause.
+    Failed(Failure),
+    /// The database is away, or the answer to COMMIT was lost: wait, then try again with the same claim.
+    Away(DbError),
+}
+
+/// How one event ended in a committed transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settled {
+    Applied,
+    Duplicate { conflict: bool },
+    Skipped(Skip),
+}
+
+/// Why an attempt was rolled back.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It can never work.
+    Rejected(Rejection),
+    /// It may work later.
+    Passing { class: RetryClass, code: &'static str, message: String },
+}
+
+/// Runs attempts for one consumer.
+#[derive(Clone)]
+pub(super) struct Attempter {
+    pub(super) consumer: Arc<dyn AnyConsumer>,
+    pub(super) pool: Pool,
+    pub(super) handler_timeout: Duration,
+    pub(super) outbox: outbox::Wakeup,
+}
+
+impl Attempter {
+    /// One attempt at `entries`, whose identities differ.
+    pub(super) async fn attempt(&self, claim_id: Uuid, entries: &[Entry]) -> Attempt {
+        let started = Instant::now();
+        failpoint::hit("before_begin");
+        let tx = match self.pool.begin().await {
+            Ok(tx) => tx,
+            Err(error) => return ended_by(error),
+        };
+        let work = AssertUnwindSafe(self.work(&tx, claim_id, entries)).catch_unwind();
+        let worked = match tokio::time::timeout(self.handler_timeout, work).await {
+            Ok(Ok(Ok(done))) => done,
+            Ok(Ok(Err(stop))) => {
+                tx.rollback().await;
+                return stop;
+            }
+            // Dropping the transaction closes its connection: nobody waits for a handler that hangs.
+            Ok(Err(panic)) => return Attempt::Failed(panicked(&*panic)),
+            Err(_) => return Attempt::Failed(timed_out(self.handler_timeout)),
+        };
+        let (settled, downstream) = worked;
+        failpoint::hit("before_commit");
+        let committed = tx.commit().await;
+        telemetry::db_transaction("apply", started.elapsed());
+        match committed {
+            Commit::Committed => {
+                failpoint::hit("after_commit");
+                if downstream > 0 {
+                    self.outbox.wake();
+                }
+                Attempt::Done(settled)
+            }
+            Commit::RolledBack(error) => ended_by(error),
+            Commit::Unknown(error) => Attempt::Away(error),
+        }
+    }
+
+    async fn work(&self, tx: &Tx, claim_id: Uuid, entries: &[Entry]) -> Result<(Vec<Settled>, usize), Attempt> {
+        let consumer = self.consumer.name();
+        let keys: Vec<_> = entries.iter().map(|e| (&*e.envelope, fingerprint(&e.envelope))).collect();
+        let claims = inbox::claim(tx, consumer, claim_id, &keys).await.map_err(ended_by)?;
+        failpoint::hit("after_claim");
+        let new: Vec<&Entry> = entries.iter().zip(&claims).filter(|(_, c)| **c == Claim::New).map(|(e, _)| e).collect();
+        let outcomes = self.handle(tx, &new).await?;
+        let downstream = self.write_down(tx, &new, &outcomes).await.map_err(ended_by)?;
+        let replays: Vec<Uuid> = entries.iter().filter_map(|e| e.replay_id).collect();
+        dead_letter::close_replayed(tx, &replays).await.map_err(ended_by)?;
+        Ok((settle(&claims, outcomes), downstream))
+    }
+
+    async fn handle(&self, tx: &Tx, new: &[&Entry]) -> Result<Vec<Handled>, Attempt> {
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        let events = new.iter().map(|e| (e.envelope.clone(), e.event.clone())).collect();
+        let outcomes = self.consumer.handle(tx, events).await.map_err(handler_failed)?;
+        if outcomes.len() != new.len() {
+            let message = format!("{} events, {} outcomes", new.len(), outcomes.len());
+            return Err(Attempt::Failed(Failure::Passing { class: RetryClass::Growing, code: "bug", message }));
+        }
+        outcomes.into_iter().map(clean).collect()
+    }
+
+    /// Inbox outcomes and outbox rows; returns how many of the latter.
+    async fn write_down(&self, tx: &Tx, new: &[&Entry], outcomes: &[Handled]) -> Result<usize, DbError> {
+        let mut facts = Vec::new();
+        let mut rows = Vec::new();
+        for (entry, handled) in new.iter().zip(outcomes) {
+            facts.extend(fact(&entry.envelope, handled));
+            if let Handled::Applied(downstream) = handled {
+                rows.extend(downstream.iter().map(|d| OutboxRow::caused_by(&entry.envelope, self.consumer.name(), d)));
+            }
+        }
+        inbox::record(tx, self.consumer.name(), &facts).await?;
+        outbox::append(tx, &rows).await?;
+        Ok(rows.len())
+    }
+}
+
+/// An outcome that may be committed.
+enum Handled {
+    Applied(Vec<Downstream>),
+    Skipped(Skip),
+}
+
+/// Retry and reject end the attempt: whatever the consumer wrote for such an event must not stay.
+fn clean(outcome: Outcome) -> Result<Handled, Attempt> {
+    match outcome {
+        Outcome::Applied(downstream) => Ok(Handled::Applied(downstream)),
+        Outcome::Skipped(skip) => Ok(Handled::Skipped(skip)),
+        Outcome::Reject(rejection) => Err(Attempt::Failed(Failure::Rejected(rejection))),
+        Outcome::Retry { after, code } => Err(Attempt::Failed(Failure::Passing {
+            class: RetryClass::AtLeast(after),
+            code,
+            message: format!("the consumer asked for another attempt: {code}"),
+        })),
+    }
+}
+
+fn fact<'a>(envelope: &'a Envelope, handled: &Handled) -> Option<Fact<'a>> {
+    let (outcome, reason, downstream) = match handled {
+        Handled::Applied(rows) if rows.is_empty() => return None,
+        Handled::Applied(rows) => ("applied", None, rows.len()),
+        Handled::Skipped(Skip::Stale) => ("stale", Some("stale"), 0),
+        Handled::Skipped(Skip::Because(reason)) => ("skipped", Some(*reason), 0),
+    };
+    Some(Fact { envelope, outcome, reason, downstream: i32::try_from(downstream).unwrap_or(i32::MAX) })
+}
+
+fn settle(claims: &[Claim], outcomes: Vec<Handled>) -> Vec<Settled> {
+    let mut outcomes = outcomes.into_iter();
+    let settled = |claim: &Claim| match claim {
+        Claim::Ours => Settled::Applied,
+        Claim::Duplicate { conflict } => Settled::Duplicate { conflict: *conflict },
+        Claim::New => match outcomes.next() {
+            Some(Handled::Skipped(skip)) => Settled::Skipped(skip),
+            Some(Handled::Applied(_)) | None => Settled::Applied,
+        },
+    };
+    claims.iter().map(settled).collect()
+}
+
+fn handler_failed(error: HandleError) -> Attempt {
+    match error {
+        HandleError::Database(error) => ended_by(error),
+        HandleError::Rejected(rejection) => Attempt::Failed(Failure::Rejected(rejection)),
+    }
+}
+
+/// What a database error means for the attempt, by its class.
+fn ended_by(error: DbError) -> Attempt {
+    let message = error.to_string();
+    let passing = |class, code| Attempt::Failed(Failure::Passing { class, code, message: message.clone() });
+    match error.class() {
+        Class::Outage => {
+            telemetry::db_error("outage");
+            Attempt::Away(error)
+        }
+        // Tables and code don't fit: the whole queue would fail, so everybody waits.
+        Class::Schema => {
+            telemetry::db_error("schema");
+            Attempt::Away(error)
+        }
+        Class::Contention => {
+            telemetry::db_error("contention");
+            passing(RetryClass::Contention, "contention")
+        }
+        Class::Timeout => {
+            telemetry::db_error("timeout");
+            passing(RetryClass::Growing, "timeout")
+        }
+        Class::Bug => {
+            telemetry::db_error("bug");
+            passing(RetryClass::Growing, "bug")
+        }
+        Class::Permanent => {
+            telemetry::db_error("permanent");
+            let code = "database_refused";
+            Attempt::Failed(Failure::Rejected(Rejection { stage: Stage::Database, code, message }))
+        }
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
+    let said = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+    let message = format!("the handler panicked: {}", said.unwrap_or_else(|| "no message".to_owned()));
+    Failure::Passing { class: RetryClass::Growing, code: "panic", message }
+}
+
+fn timed_out(after: Duration) -> Failure {
+    let message = format!("the handler took longer than {} ms", after.as_millis());
+    Failure::Passing { class: RetryClass::Growing, code: "timeout", message }
+}

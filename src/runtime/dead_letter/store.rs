@@ -1,0 +1,85 @@
+//! The runtime's SQL of `onceflow.dead_letter`.
+
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+use super::record::{DeadLetter, stored_headers};
+use crate::db::{DbError, Tx};
+
+/// A copy of a live dead letter is counted, not stored again.
+const BURY: &str = "
+    INSERT INTO onceflow.dead_letter AS d (
+        id, tenant, consumer, source, event_id, event_type, subject, partition_key, stage, reason, error_chain,
+        content_type, payload, headers, original_exchange, original_routing_key, attempts,
+        first_failed_at, last_failed_at, consumer_version)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
+    ON CONFLICT (tenant, consumer, source, event_id) WHERE state IN ('open', 'replaying')
+    DO UPDATE SET
+        occurrences = d.occurrences + 1,
+        attempts = greatest(d.attempts, excluded.attempts),
+        stage = excluded.stage, reason = excluded.reason, error_chain = excluded.error_chain,
+        last_failed_at = excluded.last_failed_at, consumer_version = excluded.consumer_version";
+
+/// A replay that failed again is the same dead letter with a newer failure.
+const REOPEN: &str = "
+    UPDATE onceflow.dead_letter
+    SET state = 'open', stage = $2, reason = $3, error_chain = $4, attempts = attempts + $5,
+        last_failed_at = $6, consumer_version = $7
+    WHERE replay_id = $1 AND state = 'replaying'";
+
+const CLOSE_REPLAYED: &str = "
+    UPDATE onceflow.dead_letter
+    SET state = 'replayed', closed_at = clock_timestamp(), closed_by = 'onceflow', closed_reason = 'replay succeeded'
+    WHERE replay_id = ANY($1) AND state = 'replaying'";
+
+/// Stores a dead letter, or counts another copy of a live one.
+pub(crate) async fn bury(tx: &Tx, dead: &DeadLetter<'_>) -> Result<(), DbError> {
+    let attempts = i32::try_from(dead.attempts).unwrap_or(i32::MAX);
+    let version = env!("CARGO_PKG_VERSION");
+    if let Some(replay_id) = dead.replay_id {
+        let params: [&(dyn ToSql + Sync); 7] = [
+            &replay_id,
+            &dead.stage,
+            &dead.reason,
+            &dead.error_chain,
+            &attempts,
+            &dead.last_failed_at,
+            &version,
+        ];
+        if tx.execute(REOPEN, &params).await? > 0 {
+            return Ok(());
+        }
+    }
+    let (identity, message) = (&dead.identity, dead.message);
+    let params: [&(dyn ToSql + Sync); 20] = [
+        &Uuid::now_v7(),
+        &identity.tenant,
+        &dead.consumer,
+        &identity.source,
+        &identity.event_id,
+        &identity.event_type,
+        &identity.subject,
+        &identity.partition_key,
+        &dead.stage,
+        &dead.reason,
+        &dead.error_chain,
+        &message.content_type,
+        &message.body.as_ref(),
+        &stored_headers(message),
+        &dead.origin.exchange,
+        &dead.origin.routing_key,
+        &attempts,
+        &dead.first_failed_at,
+        &dead.last_failed_at,
+        &version,
+    ];
+    tx.execute(BURY, &params).await.map(|_| ())
+}
+
+/// Closes the dead letters whose replays have been dealt with.
+pub(crate) async fn close_replayed(tx: &Tx, replay_ids: &[Uuid]) -> Result<(), DbError> {
+    if replay_ids.is_empty() {
+        return Ok(());
+    }
+    tx.execute(CLOSE_REPLAYED, &[&replay_ids]).await.map(|_| ())
+}

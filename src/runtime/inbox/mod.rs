@@ -1,0 +1,8 @@
+//! The inbox: the claim that makes an effect happen once per consumer.
+//!
+//! A batch claims all its events with one insert, in the transaction of the effects. A row that was there before belongs to a
+//! duplicate, unless it carries our own claim id: then a COMMIT of ours went through although its answer was lost.
+
+mod store;
+
+pub(super) use store::{Claim, Fact, claim, record};

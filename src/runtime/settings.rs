@@ -1,0 +1,51 @@
+//! What can be set about handling events. Filled by the configuration, checked there.
+
+use std::time::Duration;
+
+use super::names::Names;
+use super::retry::RetryPolicy;
+use super::wire::Limits;
+use crate::broker::QueueKind;
+
+/// Settings that all consumers share.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Names on the broker.
+    pub names: Names,
+    /// How our queues store.
+    pub queue_kind: QueueKind,
+    /// When to try again, and how often.
+    pub retry: RetryPolicy,
+    /// Bounds of what is decoded.
+    pub limits: Limits,
+    /// Most unacknowledged deliveries per consumer.
+    pub prefetch: u16,
+    /// Parallel lanes per consumer; events of one key share a lane.
+    pub lanes: usize,
+    /// Most events of one transaction.
+    pub batch: usize,
+    /// A handler that takes longer is stopped and rolled back.
+    pub handler_timeout: Duration,
+    /// How long in-flight work may take after SIGTERM.
+    pub drain_within: Duration,
+    /// How often pauses made by another replica are looked up.
+    pub look_for_pauses: Duration,
+}
+
+/// Settings of one consumer.
+#[derive(Debug, Clone)]
+pub struct ConsumerSettings {
+    /// Its name.
+    pub name: String,
+    /// Bindings to exchanges that aren't ours.
+    pub bindings: Vec<ForeignBinding>,
+}
+
+/// A binding of a consumer's queue to an exchange that somebody else declares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignBinding {
+    /// The exchange; it must exist.
+    pub exchange: String,
+    /// The topic pattern.
+    pub pattern: String,
+}

@@ -1,0 +1,225 @@
+//! How every delivery ends: one function for each end, and an ack only after what it stands for is safe (I-1).
+//!
+//! | end | before the ack |
+//! |---|---|
+//! | applied, duplicate, skipped | the transaction is committed |
+//! | retry | the copy in the retry queue is confirmed |
+//! | dead | the dead letter is committed |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::attempt::{Failure, Settled};
+use super::contract::Skip;
+use super::dead_letter::{DeadLetter, Identity, bury};
+use super::headers::mark_failed;
+use super::job::Job;
+use super::retry::{RetryClass, jittered};
+use super::settings::Settings;
+use super::wire::sanitize_headers;
+use crate::broker::{Fate, Outgoing, Publisher};
+use crate::clock;
+use crate::db::{Class, Commit, DbError, Pool};
+use crate::event::{Rejection, Stage};
+use crate::failpoint;
+use crate::message::Route;
+use crate::pacing::Pacing;
+use crate::telemetry;
+
+/// Ends deliveries of one consumer.
+#[derive(Clone)]
+pub(super) struct Settler {
+    pub(super) consumer: &'static str,
+    pub(super) settings: Arc<Settings>,
+    pub(super) pool: Pool,
+    pub(super) retries: Arc<Publisher>,
+    /// Work that can't end otherwise is given up, unacknowledged, when this fires.
+    pub(super) abort: CancellationToken,
+}
+
+impl Settler {
+    /// The transaction is committed.
+    pub(super) async fn settled(&self, job: Job, settled: Settled) {
+        let outcome = match settled {
+            Settled::Applied => "applied",
+            Settled::Duplicate { conflict } => {
+                self.note_duplicate(&job, conflict);
+                "duplicate"
+            }
+            Settled::Skipped(Skip::Stale) => "stale",
+            Settled::Skipped(Skip::Because(reason)) => {
+                debug!(consumer = self.consumer, reason, "skipped: {reason}");
+                "ignored"
+            }
+        };
+        failpoint::hit("before_ack");
+        self.ack(&job).await;
+        if outcome == "applied" {
+            self.note_applied(&job);
+        }
+        telemetry::processed(self.consumer, job.event_type(), outcome, job.received.elapsed());
+    }
+
+    /// An attempt at this one event was rolled back.
+    pub(super) async fn failed(&self, job: Job, failure: Failure) {
+        match failure {
+            Failure::Rejected(rejection) => self.dead(job, &rejection).await,
+            Failure::Passing { class, code, message } => {
+                match self.settings.retry.rung(class, job.history.attempts.saturating_add(1)) {
+                    Some(rung) => self.retry(job, rung, code, &message).await,
+                    None => self.dead(job, &exhausted(class, code, &message)).await,
+                }
+            }
+        }
+    }
+
+    /// Puts a copy into the retry queue of `rung`, then acknowledges the original.
+    async fn retry(&self, job: Job, rung: Duration, code: &'static str, error: &str) {
+        let mut message = job.delivery.message.clone();
+        message.headers = sanitize_headers(&message.headers);
+        mark_failed(&mut message, &job.history, error, clock::now());
+        message.expiration = Some(jittered(rung).as_millis().to_string());
+        let route = Route { exchange: String::new(), routing_key: self.settings.names.retry(self.consumer, rung) };
+        if !self.publish_at_last(&job, Outgoing { route, message }).await {
+            return;
+        }
+        failpoint::hit("after_retry_publish");
+        self.ack(&job).await;
+        let rung_ms = u64::try_from(rung.as_millis()).unwrap_or(u64::MAX);
+        telemetry::retry_scheduled(self.consumer, rung_ms, code);
+        telemetry::processed(self.consumer, job.event_type(), "retry", job.received.elapsed());
+        let attempt = job.history.attempts.saturating_add(1);
+        let event = job.envelope().map_or("", |e| &e.id);
+        info!(consumer = self.consumer, event.id = event, attempt, code, error, "event {event} failed at attempt {attempt}, tried again in about {rung_ms} ms");
+    }
+
+    /// Returns false when the delivery went stale or the process ends: the broker still has the original.
+    async fn publish_at_last(&self, job: &Job, outgoing: Outgoing) -> bool {
+        let batch = [outgoing];
+        let mut pacing = Pacing::reconnect();
+        while job.delivery.is_current() && !self.abort.is_cancelled() {
+            match self.retries.publish(&batch, &self.abort).await {
+                Ok(fates) if fates == [Fate::Confirmed] => return true,
+                Ok(fates) => warn!(consumer = self.consumer, ?fates, "the retry queue did not take a message; trying again"),
+                Err(error) => warn!(consumer = self.consumer, %error, "publishing to the retry queue: {error}; trying again"),
+            }
+            self.pause(&mut pacing).await;
+        }
+        false
+    }
+
+    /// Stores a dead letter, then acknowledges the original.
+    pub(super) async fn dead(&self, job: Job, rejection: &Rejection) {
+        let now = clock::now();
+        let message = &job.delivery.message;
+        let identity = job.envelope().map_or_else(|| Identity::of_unreadable(message), |e| Identity::of_event(e));
+        let event_id = identity.event_id.clone();
+        let dead = DeadLetter {
+            consumer: self.consumer,
+            identity,
+            message,
+            origin: job.history.origin.clone(),
+            stage: rejection.stage.as_str(),
+            reason: rejection.code.to_owned(),
+            error_chain: vec![super::wire::text_without_nul(&rejection.message)],
+            attempts: job.history.attempts.saturating_add(1),
+            first_failed_at: job.history.first_failed_at.unwrap_or(now),
+            last_failed_at: now,
+            replay_id: job.history.replay_id,
+        };
+        if !self.bury_at_last(&dead).await {
+            return;
+        }
+        failpoint::hit("after_dead_letter");
+        self.ack(&job).await;
+        let (stage, reason) = (rejection.stage.as_str(), rejection.code);
+        telemetry::dead_letter(self.consumer, metric_reason(rejection));
+        telemetry::processed(self.consumer, job.event_type(), "dead", job.received.elapsed());
+        warn!(consumer = self.consumer, event.id = event_id, stage, reason, "event {event_id} is dead: {rejection}");
+    }
+
+    /// Commits a dead letter, however long the database is away. Returns false when the process ends first.
+    pub(super) async fn bury_at_last(&self, dead: &DeadLetter<'_>) -> bool {
+        let mut pacing = Pacing::reconnect();
+        while !self.abort.is_cancelled() {
+            match self.bury(dead).await {
+                Ok(()) => return true,
+                Err(error) => {
+                    if !matches!(error.class(), Class::Outage | Class::Contention) {
+                        warn!(consumer = self.consumer, %error, "storing a dead letter: {error}; trying again");
+                    }
+                    self.pause(&mut pacing).await;
+                }
+            }
+        }
+        false
+    }
+
+    async fn bury(&self, dead: &DeadLetter<'_>) -> Result<(), DbError> {
+        let tx = self.pool.begin().await?;
+        bury(&tx, dead).await?;
+        match tx.commit().await {
+            Commit::Committed => Ok(()),
+            // Stored twice, it would only be counted twice: the row is one per live event.
+            Commit::RolledBack(error) | Commit::Unknown(error) => Err(error),
+        }
+    }
+
+    async fn pause(&self, pacing: &mut Pacing) {
+        tokio::select! {
+            () = self.abort.cancelled() => {}
+            () = tokio::time::sleep(pacing.next_wait()) => {}
+        }
+    }
+
+    /// A lost ack is no loss: the message comes again and the inbox knows it.
+    async fn ack(&self, job: &Job) {
+        match job.delivery.ack().await {
+            Ok(true) => {}
+            Ok(false) => debug!(consumer = self.consumer, "stale ack: the broker delivers the message again"),
+            Err(error) => debug!(consumer = self.consumer, %error, "ack lost: the broker delivers the message again"),
+        }
+    }
+
+    fn note_duplicate(&self, job: &Job, conflict: bool) {
+        let Some(envelope) = job.envelope().filter(|_| conflict) else { return };
+        telemetry::conflict(self.consumer);
+        warn!(
+            consumer = self.consumer, event.id = envelope.id, event.source = envelope.source,
+            "event {} came again with another body: the first one stands; its producer must not reuse ids", envelope.id
+        );
+    }
+
+    fn note_applied(&self, job: &Job) {
+        telemetry::last_success(self.consumer, clock::unix_seconds());
+        let Some(time) = job.envelope().and_then(|e| e.time) else { return };
+        if let Ok(took) = Duration::try_from(clock::now().duration_since(time)) {
+            telemetry::end_to_end(self.consumer, took);
+        }
+    }
+}
+
+fn exhausted(class: RetryClass, code: &'static str, message: &str) -> Rejection {
+    let hint = match class {
+        RetryClass::Contention => "locks were in the way each time",
+        RetryClass::Growing => "each attempt failed",
+        RetryClass::AtLeast(_) => "the consumer kept asking for another attempt",
+    };
+    Rejection { stage: Stage::Exhausted, code, message: format!("attempts used up, {hint}; the last one: {message}") }
+}
+
+/// The closed set of reasons that the metric knows.
+fn metric_reason(rejection: &Rejection) -> &'static str {
+    match (rejection.stage, rejection.code) {
+        (Stage::Decode, _) => "decode",
+        (Stage::Validate, _) => "validate",
+        (Stage::Exhausted, "timeout") => "timeout",
+        (Stage::Exhausted, _) => "exhausted",
+        (Stage::Broker, "expired") => "expired",
+        (Stage::Broker, _) => "delivery_limit",
+        (Stage::Handle | Stage::Database, _) => "handler",
+    }
+}

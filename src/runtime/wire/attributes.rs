@@ -1,0 +1,195 @@
+//! CloudEvents attributes: where they stand in a message, and what a valid one looks like.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::media_type::{Body, MediaType, shown};
+use crate::event::{DEFAULT_TENANT, Envelope, Format, Rejection, Trace};
+use crate::message::Message;
+
+/// Both spellings of the CloudEvents AMQP binding; compared without regard to case.
+const PREFIXES: [&str; 2] = ["cloudevents:", "cloudevents_"];
+/// Every attribute that has a meaning here; others are not carried.
+pub(super) const KNOWN: [&str; 12] = [
+    "specversion",
+    "id",
+    "source",
+    "type",
+    "subject",
+    "time",
+    "datacontenttype",
+    "partitionkey",
+    "tenant",
+    "traceparent",
+    "correlationid",
+    "causationid",
+];
+/// In bytes. 255 is what an AMQP property can hold, so that a replay can carry every attribute as it came; together with
+/// the source's cap it also keeps the key of the inbox below the largest index row.
+pub(super) const MAX_BYTES: usize = 255;
+pub(super) const MAX_SOURCE_BYTES: usize = 512;
+
+/// The attributes of one message as text, not yet judged. Empty ones count as absent.
+#[derive(Debug, Default)]
+pub(super) struct Attributes(BTreeMap<&'static str, String>);
+
+impl Attributes {
+    /// Collects headers first, then the AMQP properties for what no header says.
+    pub(super) fn of_message(message: &Message) -> Result<Self, Rejection> {
+        let mut attributes = Self::default();
+        for (header, value) in &message.headers {
+            if let Some(name) = known_name(header) {
+                attributes.add(name, scalar_text(name, value)?)?;
+            }
+        }
+        if let (Some(header), Some(property)) = (attributes.0.get("id"), filled(&message.message_id))
+            && header != property
+        {
+            return Err(conflict("id"));
+        }
+        let time = if attributes.0.contains_key("time") { None } else { property_time(message.timestamp)? };
+        attributes.fall_back("id", message.message_id.as_deref());
+        attributes.fall_back("type", message.message_type.as_deref());
+        attributes.fall_back("time", time.as_deref());
+        attributes.fall_back("correlationid", message.correlation_id.as_deref());
+        Ok(attributes)
+    }
+
+    /// Adds one attribute; naming it twice is fine only with the same text.
+    pub(super) fn add(&mut self, name: &'static str, text: String) -> Result<(), Rejection> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        match self.0.get(name) {
+            Some(other) if *other != text => Err(conflict(name)),
+            Some(_) => Ok(()),
+            None => {
+                self.0.insert(name, text);
+                Ok(())
+            }
+        }
+    }
+
+    fn fall_back(&mut self, name: &'static str, property: Option<&str>) {
+        if let Some(text) = property.filter(|t| !t.is_empty()) {
+            self.0.entry(name).or_insert_with(|| text.to_owned());
+        }
+    }
+
+    /// How the payload is written: the attribute `datacontenttype` where given, else what the content type said.
+    pub(super) fn data_kind(&self, otherwise: Body) -> Result<Body, Rejection> {
+        let Some(text) = self.0.get("datacontenttype") else { return Ok(otherwise) };
+        match MediaType::parse(Some(text))? {
+            MediaType::Payload(body) => Ok(body),
+            MediaType::Structured => Err(Rejection::decode(
+                "unsupported_content_type",
+                "datacontenttype names the payload's encoding; an event inside an event is not read",
+            )),
+        }
+    }
+
+    /// Judges every attribute and joins them with the payload.
+    pub(super) fn into_envelope(mut self, format: Format, data: Bytes) -> Result<Envelope, Rejection> {
+        if let Some(version) = self.0.get("specversion").filter(|v| *v != "1.0") {
+            let text = format!("CloudEvents specversion {} is not read; send 1.0", shown(version));
+            return Err(Rejection::decode("unsupported_specversion", text));
+        }
+        let id = self.take("id")?.ok_or_else(|| {
+            Rejection::decode("missing_id", "the event has no id; set the attribute `id` or the property message_id")
+        })?;
+        let event_type = self.take("type")?.ok_or_else(|| {
+            Rejection::decode("missing_type", "the event has no type; set the attribute `type` or the property type")
+        })?;
+        let subject = self.take("subject")?;
+        let partition_key = self.take("partitionkey")?.or_else(|| subject.clone()).unwrap_or_else(|| id.clone());
+        Ok(Envelope {
+            source: self.take("source")?.unwrap_or_default(),
+            time: self.take("time")?.map(|t| parse_time(&t)).transpose()?,
+            tenant: self.take("tenant")?.unwrap_or_else(|| DEFAULT_TENANT.to_owned()),
+            trace: Trace {
+                // A broken trace context is ignored, as W3C asks: it must not stop the event.
+                traceparent: self.take("traceparent").unwrap_or(None),
+                correlation_id: self.take("correlationid")?,
+                causation_id: self.take("causationid")?,
+            },
+            id,
+            event_type,
+            subject,
+            partition_key,
+            format,
+            data,
+        })
+    }
+
+    fn take(&mut self, name: &'static str) -> Result<Option<String>, Rejection> {
+        match self.0.remove(name) {
+            Some(text) if is_clean(name, &text) => Ok(Some(text)),
+            Some(_) => {
+                let most = cap(name);
+                let text = format!("attribute `{name}` is longer than {most} bytes or has control characters");
+                Err(Rejection::decode("invalid_attribute", text))
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+/// Whether a text may stand as this attribute: short enough for keys and properties, and printable.
+pub(super) fn is_clean(name: &str, text: &str) -> bool {
+    text.len() <= cap(name) && !text.chars().any(char::is_control)
+}
+
+fn cap(name: &str) -> usize {
+    if name == "source" { MAX_SOURCE_BYTES } else { MAX_BYTES }
+}
+
+/// The attribute that a header stands for.
+pub(super) fn known_name(header: &str) -> Option<&'static str> {
+    let lower = header.to_ascii_lowercase();
+    let name = PREFIXES.iter().find_map(|p| lower.strip_prefix(p))?;
+    KNOWN.into_iter().find(|known| *known == name)
+}
+
+/// Text of a header's value; numbers and truth values as they would be written.
+pub(super) fn scalar_text(name: &str, value: &Value) -> Result<String, Rejection> {
+    match value {
+        Value::Null => Ok(String::new()),
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Bool(flag) => Ok(flag.to_string()),
+        Value::Array(_) | Value::Object(_) => {
+            Err(Rejection::decode("invalid_attribute", format!("attribute `{name}` is a list or table; send text")))
+        }
+    }
+}
+
+fn property_time(seconds: Option<u64>) -> Result<Option<String>, Rejection> {
+    let Some(seconds) = seconds else { return Ok(None) };
+    let time = i64::try_from(seconds).ok().and_then(|s| Timestamp::from_second(s).ok());
+    match time {
+        Some(time) => Ok(Some(time.to_string())),
+        None => Err(Rejection::decode(
+            "invalid_time",
+            "the AMQP property timestamp is out of range; it counts seconds, not milliseconds",
+        )),
+    }
+}
+
+fn parse_time(text: &str) -> Result<Timestamp, Rejection> {
+    text.parse().map_err(|_| {
+        let text = format!("attribute `time` is {}; write it as in 2026-01-31T08:00:00Z (RFC 3339)", shown(text));
+        Rejection::decode("invalid_time", text)
+    })
+}
+
+fn conflict(name: &str) -> Rejection {
+    let code = if name == "id" { "conflicting_id" } else { "conflicting_attribute" };
+    Rejection::decode(code, format!("the message gives attribute `{name}` twice, with different texts; send it once"))
+}
+
+fn filled(property: &Option<String>) -> Option<&String> {
+    property.as_ref().filter(|t| !t.is_empty())
+}

@@ -1,0 +1,74 @@
+//! Logs to stderr: JSON for machines, text for a terminal. Never payloads, tokens or phone numbers.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// How the log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// One JSON object per line.
+    Json,
+    /// Text, for people.
+    Text,
+}
+
+/// A level or filter that can't be read.
+#[derive(Debug, thiserror::Error)]
+#[error("log level {level:?}: {why}; use error, warn, info, debug or trace, or directives such as info,onceflow::outbox=debug")]
+pub struct LevelError {
+    level: String,
+    why: String,
+}
+
+/// Starts logging. A second call in the same process keeps the first set-up.
+///
+/// # Errors
+/// When the level can't be read.
+pub fn init(level: &str, form: Form) -> Result<(), LevelError> {
+    let filter = filter(level)?;
+    let terminal = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_span_events(FmtSpan::NONE)
+        .with_ansi(terminal);
+    // The second attempt in a test process is refused; the first set-up serves.
+    let _already_set = match form {
+        Form::Json => lines.json().flatten_event(true).finish().try_init(),
+        Form::Auto if !terminal => lines.json().flatten_event(true).finish().try_init(),
+        Form::Auto | Form::Text => lines.compact().finish().try_init(),
+    };
+    Ok(())
+}
+
+/// A bare level is ours; libraries speak from `warn` on.
+fn filter(level: &str) -> Result<EnvFilter, LevelError> {
+    let error = |why: String| LevelError { level: level.to_owned(), why };
+    let directives = if level.contains(['=', ',']) {
+        level.to_owned()
+    } else {
+        level.parse::<tracing::level_filters::LevelFilter>().map_err(|e| error(e.to_string()))?;
+        format!("warn,onceflow={level}")
+    };
+    EnvFilter::try_new(directives).map_err(|e| error(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_level_is_ours_and_libraries_stay_quiet() {
+        assert_eq!(filter("debug").unwrap().to_string(), "onceflow=debug,warn");
+    }
+
+    #[test]
+    fn a_wrong_level_is_refused_with_the_choices() {
+        assert!(filter("loud").unwrap_err().to_string().contains("error, warn, info"));
+    }
+}
