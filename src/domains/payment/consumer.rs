@@ -72,7 +72,7 @@ impl Orders {
     async fn apply(&mut self, tx: &Tx, received: &Received<Event>) -> Result<Outcome, HandleError> {
         let key = (received.envelope.tenant.clone(), received.event.order_no().to_string());
         let order = self.0.get_mut(&key).ok_or_else(|| DbError::shape("the row of an order was not found to lock"))?;
-        match &received.event {
+        match &*received.event {
             Event::Placed(placed) => effect::placed(tx, order, placed).await,
             Event::Callback(callback) => effect::callback(tx, order, callback).await,
             Event::Cancel(cancel) => effect::cancel(tx, order, cancel).await,

@@ -105,7 +105,7 @@ async fn post(
     callback: &Callback,
     verdict: &Verdict,
 ) -> Result<Vec<Downstream>, HandleError> {
-    if order.state != verdict.state {
+    if verdict.state.rank() > order.state.rank() {
         store::move_order(tx, order, verdict.state).await?;
     }
     Ok(downstream::of_callback(order, callback, verdict)?)
