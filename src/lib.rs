@@ -4,13 +4,18 @@
 //! downstream events. `docs/ARCHITECTURE.md` is the map.
 
 pub mod admin;
+pub mod broker;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod db;
 pub mod domains;
 pub mod event;
+mod failpoint;
 pub mod health;
 pub mod message;
+pub mod outbox;
+mod pacing;
 pub mod replay;
 pub mod runtime;
 pub mod telemetry;

@@ -11,7 +11,7 @@ use super::exit::{Exit, Failure};
 use super::output::{Color, Format, Output};
 
 /// Where the admin port is unless somebody says otherwise.
-pub(super) const DEFAULT_SERVER: &str = "http://127.0.0.1:8480";
+pub(super) const DEFAULT_SERVER: &str = "http://127.0.0.1:9463";
 
 /// Flags of every command.
 #[derive(Debug, Args)]
