@@ -97,6 +97,7 @@ fn build() -> Result<MetricsHandle, InstallError> {
 fn register(consumers: &[(&'static str, Vec<&'static str>)], rungs_ms: &[u64]) {
     for (consumer, types) in consumers {
         names::learn([*consumer]);
+        names::learn_consumer(consumer);
         names::learn(types.iter().copied());
         register_consumer(consumer, types, rungs_ms);
     }
