@@ -104,8 +104,7 @@ pub fn outbox_batch(rows: usize) {
 pub fn outbox_lease_held(partition: i16, held: bool) {
     static HELD: AtomicU64 = AtomicU64::new(0);
     let bit = u32::try_from(partition).ok().and_then(|p| 1u64.checked_shl(p)).unwrap_or(0);
-    let before =
-        if held { HELD.fetch_or(bit, Ordering::Relaxed) } else { HELD.fetch_and(!bit, Ordering::Relaxed) };
+    let before = if held { HELD.fetch_or(bit, Ordering::Relaxed) } else { HELD.fetch_and(!bit, Ordering::Relaxed) };
     let now = if held { before | bit } else { before & !bit };
     gauge!("onceflow_outbox_lease_held", "relay" => RELAY).set(f64::from(now.count_ones()));
 }

@@ -9,18 +9,8 @@ pub(super) const OTHER: &str = "other";
 pub(super) const RELAY: &str = "default";
 
 pub(super) const OUTCOMES: [&str; 6] = ["applied", "duplicate", "stale", "ignored", "retry", "dead"];
-pub(super) const DEAD_REASONS: [&str; 10] = [
-    "decode",
-    "validate",
-    "handler",
-    "database",
-    "timeout",
-    "exhausted",
-    "delivery_limit",
-    "expired",
-    "broker",
-    OTHER,
-];
+pub(super) const DEAD_REASONS: [&str; 10] =
+    ["decode", "validate", "handler", "database", "timeout", "exhausted", "delivery_limit", "expired", "broker", OTHER];
 /// `consumer`: the consumer itself asked for another attempt; its own code is in the log.
 pub(super) const RETRY_REASONS: [&str; 4] = ["contention", "timeout", "panic", "consumer"];
 pub(super) const PUBLISH_OUTCOMES: [&str; 5] = ["confirmed", "nacked", "returned", "timeout", "error"];
@@ -30,16 +20,8 @@ pub(super) const DB_CLASSES: [&str; 6] = ["contention", "timeout", "outage", "pe
 pub(super) const DEAD_STATES: [&str; 2] = ["open", "replaying"];
 pub(super) const POOL_STATES: [&str; 2] = ["in_use", "idle"];
 /// Reply codes with which a broker closes a channel.
-const CHANNEL_CODES: [(u16, &str); 8] = [
-    (311, "311"),
-    (403, "403"),
-    (404, "404"),
-    (405, "405"),
-    (406, "406"),
-    (504, "504"),
-    (540, "540"),
-    (541, "541"),
-];
+const CHANNEL_CODES: [(u16, &str); 8] =
+    [(311, "311"), (403, "403"), (404, "404"), (405, "405"), (406, "406"), (504, "504"), (540, "540"), (541, "541")];
 
 static KNOWN: RwLock<Option<HashSet<&'static str>>> = RwLock::new(None);
 
