@@ -4,6 +4,7 @@
 //! downstream events. `docs/ARCHITECTURE.md` is the map.
 
 pub mod admin;
+pub mod app;
 pub mod broker;
 pub mod cli;
 pub mod clock;

@@ -9,20 +9,22 @@ use secrecy::SecretString;
 use super::client::{Client, Server};
 use super::exit::{Exit, Failure};
 use super::output::{Color, Format, Output};
+use crate::config::{self, Config, variable};
+use crate::domains;
 
 /// Where the admin port is unless somebody says otherwise.
-pub(super) const DEFAULT_SERVER: &str = "http://127.0.0.1:9463";
+const DEFAULT_SERVER: &str = "http://127.0.0.1:9463";
 
 /// Flags of every command.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(super) struct Global {
-    /// Configuration file [default: ./onceflow.toml where it exists]
+    /// Configuration file [default: ./onceflow.toml, ./.onceflow/dev/onceflow.toml or /etc/onceflow/onceflow.toml]
     #[arg(long, global = true, value_name = "FILE", env = "ONCEFLOW_CONFIG", hide_env = true)]
     config: Option<PathBuf>,
-    /// Admin port of the running service
-    #[arg(long, global = true, value_name = "URL", env = "ONCEFLOW_SERVER", hide_env = true, default_value = DEFAULT_SERVER)]
-    server: String,
+    /// Admin port of the running service [default: that of the configuration]
+    #[arg(long, global = true, value_name = "URL", env = "ONCEFLOW_SERVER", hide_env = true)]
+    server: Option<String>,
     /// How data is printed
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value = "table")]
     output: Format,
@@ -44,65 +46,96 @@ pub(super) struct Global {
     /// Who acts, for the audit [default: the user's name]
     #[arg(long, global = true, value_name = "NAME", env = "ONCEFLOW_ACTOR", hide_env = true)]
     actor: Option<String>,
-    /// Read from the environment only: a flag would show it to every user of the machine.
-    #[arg(long = "token-from-environment", global = true, env = "ONCEFLOW_ADMIN_TOKEN", hide = true)]
-    token: Option<SecretString>,
-    #[arg(long = "user-from-environment", global = true, env = "USER", hide = true)]
-    user: Option<String>,
-    #[arg(long = "no-color-from-environment", global = true, env = "NO_COLOR", hide = true)]
-    no_color: Option<String>,
-    #[arg(long = "term-from-environment", global = true, env = "TERM", hide = true)]
-    term: Option<String>,
 }
 
 /// What a command works with.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) out: Output,
-    pub(super) config: Option<PathBuf>,
-    pub(super) verbose: u8,
     pub(super) timeout: Duration,
-    server: Server,
+    verbose: u8,
+    global: Global,
 }
 
 impl Context {
-    pub(super) fn new(global: Global) -> Result<Self, (Output, Failure)> {
-        let no_color = global.no_color.as_deref().is_some_and(|v| !v.is_empty());
-        let dumb = global.term.as_deref() == Some("dumb");
-        let out =
-            Output { format: global.output, quiet: global.quiet, color: global.color.decide(no_color, dumb) };
-        let token = token(global.token, global.token_file).map_err(|failure| (out, failure))?;
-        let actor = global.actor.or(global.user).filter(|name| !name.trim().is_empty());
-        let server = Server {
-            url: global.server,
-            token,
-            actor: actor.unwrap_or_else(|| "unknown".to_owned()),
-            timeout: global.timeout,
-        };
-        Ok(Self { out, config: global.config, verbose: global.verbose, timeout: global.timeout, server })
+    pub(super) fn new(global: Global) -> Self {
+        let no_color = variable("NO_COLOR").is_some();
+        let dumb = variable("TERM").as_deref() == Some("dumb");
+        let out = Output { format: global.output, quiet: global.quiet, color: global.color.decide(no_color, dumb) };
+        Self { out, timeout: global.timeout, verbose: global.verbose, global }
     }
 
-    pub(super) fn server_url(&self) -> &str {
-        self.server.url.trim_end_matches('/')
+    /// The configuration, complete and valid.
+    pub(super) fn load_config(&self) -> Result<Config, Failure> {
+        let consumers = domains::consumers();
+        let names: Vec<&str> = consumers.iter().map(|c| c.name()).collect();
+        config::load(self.global.config.as_deref(), &names).map_err(|errors| {
+            let details = errors.0.iter().map(|p| match p.key.as_str() {
+                "" => format!("{}: {}", p.place, p.what),
+                key => format!("{}: {key}: {}", p.place, p.what),
+            });
+            let what = format!("the configuration has {} errors", errors.0.len());
+            Failure::new(Exit::Configuration, what)
+                .or_try("mend them all, then `onceflow check`")
+                .with_details(details.collect())
+        })
     }
 
+    /// The log level: the configuration's, or what `-q` and `-v` say.
+    pub(super) fn log_level(&self, configured: &str) -> String {
+        match (self.out.quiet, self.verbose) {
+            (true, _) => "warn".to_owned(),
+            (_, 0) => configured.to_owned(),
+            (_, 1) => "debug".to_owned(),
+            _ => "trace".to_owned(),
+        }
+    }
+
+    /// A client of the running service.
     pub(super) fn client(&self) -> Result<Client, Failure> {
-        Client::new(&self.server)
+        let (url, token) = self.server()?;
+        let actor = self.global.actor.clone().or_else(|| variable("USER")).filter(|name| !name.trim().is_empty());
+        let actor = actor.unwrap_or_else(|| "unknown".to_owned());
+        Client::new(&Server { url, token, actor, timeout: self.timeout })
+    }
+
+    /// The flag, else the service that the configuration here describes, else the default.
+    fn server(&self) -> Result<(String, Option<SecretString>), Failure> {
+        let token = self.token()?;
+        if let Some(url) = self.global.server.clone().filter(|url| !url.is_empty()) {
+            return Ok((url, token));
+        }
+        match self.load_config() {
+            Ok(config) => Ok((format!("http://{}", reachable(config.admin.listen)), token.or(config.admin.token))),
+            Err(failure) if self.global.config.is_some() => Err(failure),
+            // Without a configuration an operator's machine can still ask a service at the default address.
+            Err(_) => Ok((DEFAULT_SERVER.to_owned(), token)),
+        }
+    }
+
+    fn token(&self) -> Result<Option<SecretString>, Failure> {
+        let Some(file) = &self.global.token_file else {
+            return Ok(variable("ONCEFLOW_ADMIN_TOKEN").map(SecretString::from));
+        };
+        let text = std::fs::read_to_string(file);
+        let text = text.map_err(|e| Failure::new(Exit::Usage, format!("can't read {}", file.display())).because(e))?;
+        Ok(Some(SecretString::from(text.trim())))
     }
 }
 
-fn token(given: Option<SecretString>, file: Option<PathBuf>) -> Result<Option<SecretString>, Failure> {
-    if given.is_some() {
-        return Ok(given);
+/// A service that listens on every address answers on loopback.
+fn reachable(mut listen: std::net::SocketAddr) -> std::net::SocketAddr {
+    if listen.ip().is_unspecified() {
+        listen.set_ip(match listen.ip() {
+            std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
     }
-    let Some(file) = file else { return Ok(None) };
-    let text = std::fs::read_to_string(&file);
-    let text = text.map_err(|e| Failure::new(Exit::Usage, format!("can't read {}", file.display())).because(e))?;
-    Ok(Some(SecretString::from(text.trim())))
+    listen
 }
 
 /// `30s`, `500ms`, `1m 30s`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration = text.parse().map_err(|_| "a time such as 30s, 500ms or 2m is needed".to_owned())?;
     let span = Duration::try_from(span).map_err(|_| "a time can't be negative".to_owned())?;
     if span.is_zero() {
@@ -123,5 +156,12 @@ mod tests {
         for wrong in ["", "30", "-3s", "0s", "soon"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_service_on_every_address_is_asked_on_loopback() {
+        assert_eq!(reachable("0.0.0.0:9463".parse().unwrap()).to_string(), "127.0.0.1:9463");
+        assert_eq!(reachable("[::]:9463".parse().unwrap()).to_string(), "[::1]:9463");
+        assert_eq!(reachable("10.0.0.1:9463".parse().unwrap()).to_string(), "10.0.0.1:9463");
     }
 }

@@ -62,18 +62,27 @@ pub(super) struct Failure {
     pub(super) because: Option<String>,
     /// What to do.
     pub(super) remedy: Option<String>,
+    /// One line each, where there is more than one thing wrong.
+    pub(super) details: Vec<String>,
 }
 
 impl Failure {
     /// A failure with this exit code.
     pub(super) fn new(exit: Exit, what: impl Into<String>) -> Self {
-        Self { exit, what: what.into(), because: None, remedy: None }
+        Self { exit, what: what.into(), because: None, remedy: None, details: Vec::new() }
     }
 
     /// Says why.
     #[must_use]
     pub(super) fn because(mut self, why: impl fmt::Display) -> Self {
         self.because = Some(why.to_string());
+        self
+    }
+
+    /// Lists what is wrong, one line each.
+    #[must_use]
+    pub(super) fn with_details(mut self, details: Vec<String>) -> Self {
+        self.details = details;
         self
     }
 

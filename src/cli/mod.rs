@@ -1,5 +1,6 @@
 //! The command line: `onceflow <noun> <verb>`. Data on stdout, talk on stderr, a number for scripts at the end.
 
+mod check;
 mod client;
 mod completion;
 mod consumers;
@@ -7,8 +8,10 @@ mod context;
 mod dlq;
 mod events;
 mod exit;
+mod migrate;
 mod outbox;
 mod output;
+mod run;
 mod status;
 mod topics;
 mod version;
@@ -32,6 +35,15 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The service: read, apply, republish.
+    #[command(after_help = run::EXAMPLES)]
+    Run,
+    /// Bring the database's schema up to date.
+    #[command(after_help = migrate::EXAMPLES)]
+    Migrate(migrate::Args),
+    /// Configuration, reachability, schema and what differs on the broker.
+    #[command(after_help = check::EXAMPLES)]
+    Check,
     /// What runs, what waits and for what.
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
@@ -63,14 +75,8 @@ enum Command {
 impl Cli {
     /// Runs the command, tells a failure on stderr and returns the exit code.
     pub async fn dispatch(self) -> Exit {
-        let context = match Context::new(self.global) {
-            Ok(context) => context,
-            Err((out, failure)) => {
-                out.fail(&failure);
-                return failure.exit;
-            }
-        };
-        match run(&context, self.command).await {
+        let context = Context::new(self.global);
+        match carry_out(&context, self.command).await {
             Ok(exit) => exit,
             Err(failure) => {
                 context.out.fail(&failure);
@@ -80,8 +86,11 @@ impl Cli {
     }
 }
 
-async fn run(context: &Context, command: Command) -> Ending {
+async fn carry_out(context: &Context, command: Command) -> Ending {
     match command {
+        Command::Run => run::run(context).await,
+        Command::Migrate(args) => migrate::run(context, &args).await,
+        Command::Check => check::run(context).await,
         Command::Status(args) => status::run(context, &args).await,
         Command::Events(command) => events::run(context, command).await,
         Command::Dlq(command) => dlq::run(context, command).await,

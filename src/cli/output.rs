@@ -103,7 +103,11 @@ impl Output {
             Some(rest) if self.color => format!("\u{1b}[1;31merror:\u{1b}[0m{rest}"),
             _ => text,
         };
-        let _told = writeln!(io::stderr().lock(), "{text}");
+        let mut stderr = io::stderr().lock();
+        let _told = writeln!(stderr, "{text}");
+        for detail in &failure.details {
+            let _told = writeln!(stderr, "  {}", printable(detail));
+        }
     }
 }
 
@@ -134,6 +138,11 @@ impl Rows {
     /// Adds a row.
     pub(super) fn push(&mut self, row: Vec<String>) {
         self.rows.push(row.iter().map(|cell| cut(&printable(cell))).collect());
+    }
+
+    /// Adds a row whose cells are not cut: advice is read to its end.
+    pub(super) fn push_whole(&mut self, row: Vec<String>) {
+        self.rows.push(row.iter().map(|cell| printable(cell)).collect());
     }
 
     /// The text; empty where there are no rows.

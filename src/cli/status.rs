@@ -19,9 +19,10 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(context: &Context, args: &Args) -> Ending {
-    let report: StatusReport = context.client()?.get("status", &()).await?;
+    let client = context.client()?;
+    let report: StatusReport = client.get("status", &()).await?;
     context.out.data("onceflow.status/1", &report, || table(&report))?;
-    advise(context, &report);
+    advise(context, client.address(), &report);
     if args.fail_unready && !report.ready {
         return Err(Failure::new(Exit::Unreachable, "the service is not ready").because(waiting(&report)));
     }
@@ -61,10 +62,10 @@ fn dead(consumer: &ConsumerReport) -> String {
     }
 }
 
-fn advise(context: &Context, report: &StatusReport) {
+fn advise(context: &Context, address: &str, report: &StatusReport) {
     let out = &context.out;
     let ready = if report.ready { "ready".to_owned() } else { format!("NOT READY, {}", waiting(report)) };
-    out.say(&format!("onceflow {} at {}: {ready}", report.version, context.server_url()));
+    out.say(&format!("onceflow {} at {address}: {ready}", report.version));
     if let Some(problem) = &report.database_problem {
         out.say(&format!("{problem}; dead letters and outbox are unknown meanwhile"));
     }

@@ -29,7 +29,7 @@ impl Consumer for Org {
     }
 
     async fn handle_one(&self, tx: &Tx, received: &Received<OrgEvent>) -> Result<Outcome, HandleError> {
-        let OrgEvent { directory, stamp, change } = &received.event;
+        let OrgEvent { directory, stamp, change } = &*received.event;
         let mut work = Work::new(tx, &received.envelope.tenant, directory);
         let verdict = match change {
             Change::Department { id, values: Some(values) } => department::upsert(&mut work, id, stamp, values).await?,

@@ -126,8 +126,8 @@ pub(super) async fn has_place(work: &Work<'_>, id: &str, parent_id: Option<&str>
 
 /// Locks the row, and tells whether the stamp is newer than it.
 pub(super) async fn lock(work: &Work<'_>, id: &str, stamp: &Stamp) -> Result<(Before<Department>, bool), DbError> {
-    let params = &[&work.tenant, &work.directory, &id as &_, &stamp.version, &stamp.time, &stamp.key];
-    match work.tx.query_opt(LOCK, params).await? {
+    let Stamp { version, time, key } = stamp;
+    match work.tx.query_opt(LOCK, &[&work.tenant, &work.directory, &id, version, time, key]).await? {
         Some(row) => Ok((before(&row)?, row.get("newer"))),
         None => Ok((Before::unknown(), true)),
     }

@@ -1,6 +1,7 @@
 //! All SQL of `org_membership`. Two statements also keep `org_waiting` in step, to save a round trip each.
 
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 
 use super::super::event::MembershipKey;
 use super::super::model::{Before, Membership, Stamp, State};
@@ -91,8 +92,10 @@ const DETACH: &str = "
 pub(super) async fn look(work: &Work<'_>, key: &MembershipKey, stamp: &Stamp) -> Result<Found, DbError> {
     let MembershipKey { user_id, department_id } = key;
     let Stamp { version, time, key } = stamp;
-    let params = &[&work.tenant, &work.directory, user_id as &_, department_id, version, time, key];
-    let row = work.tx.query_one(LOOK, params).await?;
+    let row = work
+        .tx
+        .query_one(LOOK, &[&work.tenant, &work.directory, user_id, department_id, version, time, key])
+        .await?;
     Ok(Found {
         user_is_live: row.get("user_is_live"),
         department_is_live: row.get("department_is_live"),
@@ -130,8 +133,8 @@ async fn write_once(
     let Stamp { version, time, key } = stamp;
     let state = if values.is_some() { State::Live } else { State::Deleted };
     let (primary, title) = values.map_or((false, ""), |v| (v.primary, v.title.as_str()));
-    let params = &[
-        &work.tenant as &(dyn tokio_postgres::types::ToSql + Sync),
+    let params: &[&(dyn ToSql + Sync)] = &[
+        &work.tenant,
         &work.directory,
         user_id,
         department_id,

@@ -1,6 +1,7 @@
 //! All SQL of `org_user`.
 
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 
 use super::super::model::{Before, Stamp, State, User};
 use super::super::work::Work;
@@ -63,8 +64,8 @@ pub(super) async fn write(
 async fn write_once(work: &Work<'_>, id: &str, stamp: &Stamp, values: Option<&User>) -> Result<Row, DbError> {
     let state = if values.is_some() { State::Live } else { State::Deleted };
     let Stamp { version, time, key } = stamp;
-    let params = &[
-        &work.tenant as &(dyn tokio_postgres::types::ToSql + Sync),
+    let params: &[&(dyn ToSql + Sync)] = &[
+        &work.tenant,
         &work.directory,
         &id,
         version,
