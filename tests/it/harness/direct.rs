@@ -19,9 +19,14 @@ pub(crate) struct Direct {
 
 impl Direct {
     pub(crate) async fn new(consumer: impl Consumer) -> Self {
+        Self::of(erase(consumer)).await
+    }
+
+    /// One of the registered consumers, whose type is private.
+    pub(crate) async fn of(consumer: Box<dyn AnyConsumer>) -> Self {
         let database = Database::new().await;
         let pool = database.pool();
-        Self { database, pool, consumer: erase(consumer) }
+        Self { database, pool, consumer }
     }
 
     /// Applies the events one by one, each in its own transaction. As in the runtime, only applied and skipped events are
