@@ -2,6 +2,8 @@
 
 mod harness;
 
+mod delivery;
 mod org;
 mod payment;
 mod servers;
+mod tidy;
