@@ -283,7 +283,9 @@ mod tests {
 
     #[test]
     fn a_json_rejection_never_quotes_the_payload() {
-        for json in ["\"13812345678\"", "{\"a\": 13812345678", "13812345678", "[13812345678, 1, 1]", "{\"13812345678\"}"] {
+        for json in
+            ["\"13812345678\"", "{\"a\": 13812345678", "13812345678", "[13812345678, 1, 1]", "{\"13812345678\"}"]
+        {
             let rejection = envelope(Format::Json, json).payload::<Timestamp>().unwrap_err();
             assert_eq!(rejection.code, "invalid_json");
             assert!(!rejection.message.contains("13812345678"), "{}", rejection.message);

@@ -182,9 +182,11 @@ mod tests {
     fn a_request_without_a_usable_id_is_a_dead_letter() {
         assert_eq!(read("{}").unwrap_err().code, "missing_request_id");
         assert_eq!(read(r#"{"requestId":"a\u0000"}"#).unwrap_err().code, "invalid_request_id");
-        assert_eq!(read(r#"{"requestId":"1","class":7}"#).unwrap_err().code, "unknown_class");
         assert_eq!(read(r#"{"requestId":"1","class":"SPAM"}"#).unwrap_err().code, "invalid_json");
         assert_eq!(read(r#"{"requestId":"1","expiresAt":"soon"}"#).unwrap_err().code, "invalid_json");
+        let odd = SmsRequested { request_id: "1".into(), class: 7, ..SmsRequested::default() };
+        let rejection = SmsRequest::read(&envelope(Format::Protobuf, odd.encode_to_vec())).unwrap_err();
+        assert_eq!(rejection.code, "unknown_class");
         let odd = SmsRequested {
             request_id: "1".into(),
             expires_at: Some(pbjson_types::Timestamp { seconds: i64::MAX, nanos: -1 }),

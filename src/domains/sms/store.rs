@@ -137,8 +137,24 @@ pub(super) async fn insert(tx: &Tx, rows: &mut [RequestRow]) -> Result<HashSet<K
         .query(
             INSERT_REQUESTS,
             &[
-                &tenants, &ids, &fingerprints, &contents, &states, &reasons, &phones, &given, &template_ids, &versions,
-                &classes, &signatures, &params, &encodings, &segments, &expiries, &event_ids, &correlations,
+                &tenants,
+                &ids,
+                &fingerprints,
+                &contents,
+                &states,
+                &reasons,
+                &phones,
+                &given,
+                &template_ids,
+                &versions,
+                &classes,
+                &signatures,
+                &params,
+                &encodings,
+                &segments,
+                &expiries,
+                &event_ids,
+                &correlations,
             ],
         )
         .await?;

@@ -246,9 +246,10 @@ fn e10_huge_header_tables_are_rejected_and_forged_ones_dropped() {
     assert_eq!(code(&message), "headers_too_large");
     assert_eq!(sanitize_headers(&message.headers), Headers::new());
 
-    let forged: Headers = [("x-death", json!([{"count": 99}])), ("X-Delivery-Count", json!(7)), ("kept", json!("a\u{0}"))]
-        .map(|(k, v)| (k.to_owned(), v))
-        .into();
+    let forged: Headers =
+        [("x-death", json!([{"count": 99}])), ("X-Delivery-Count", json!(7)), ("kept", json!("a\u{0}"))]
+            .map(|(k, v)| (k.to_owned(), v))
+            .into();
     assert_eq!(sanitize_headers(&forged), [("kept".to_owned(), json!("a\u{FFFD}"))].into());
 }
 
@@ -265,7 +266,8 @@ fn sanitized_headers_always_fit_a_frame_and_keep_ours_first() {
 
 #[test]
 fn a_downstream_message_reads_back_as_what_it_was() {
-    let trace = Trace { correlation_id: Some("c".into()), causation_id: Some("d".into()), traceparent: Some("t".into()) };
+    let trace =
+        Trace { correlation_id: Some("c".into()), causation_id: Some("d".into()), traceparent: Some("t".into()) };
     let time: Timestamp = "2026-01-31T08:00:00.123456Z".parse().unwrap();
     let message = downstream_message(Parts {
         id: "1",
@@ -289,11 +291,8 @@ fn a_downstream_message_reads_back_as_what_it_was() {
 #[test]
 fn a_downstream_message_with_endless_texts_still_fits_a_frame() {
     let long = "长".repeat(50_000);
-    let trace = Trace {
-        traceparent: Some(long.clone()),
-        correlation_id: Some(long.clone()),
-        causation_id: Some(long.clone()),
-    };
+    let trace =
+        Trace { traceparent: Some(long.clone()), correlation_id: Some(long.clone()), causation_id: Some(long.clone()) };
     let message = downstream_message(Parts {
         id: &long,
         event_type: &long,
