@@ -10,6 +10,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod db;
+pub mod dev;
 pub mod domains;
 pub mod event;
 mod failpoint;
