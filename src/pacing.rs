@@ -9,13 +9,13 @@ use backoff::backoff::Backoff as _;
 
 /// Successive waits for something that will come back some day.
 #[derive(Debug)]
-pub struct Pacing {
+pub(crate) struct Pacing {
     inner: ExponentialBackoff,
 }
 
 impl Pacing {
     /// Waits that grow from `first` to `cap`, each spread by ±20 %, for ever.
-    pub fn new(first: Duration, cap: Duration) -> Self {
+    pub(crate) fn new(first: Duration, cap: Duration) -> Self {
         let inner = ExponentialBackoff {
             current_interval: first,
             initial_interval: first,
@@ -29,17 +29,17 @@ impl Pacing {
     }
 
     /// The pace for a connection to a server that is away: found again well within five seconds.
-    pub fn reconnect() -> Self {
+    pub(crate) fn reconnect() -> Self {
         Self::new(Duration::from_millis(100), Duration::from_secs(2))
     }
 
     /// How long to wait now.
-    pub fn next_wait(&mut self) -> Duration {
+    pub(crate) fn next_wait(&mut self) -> Duration {
         self.inner.next_backoff().unwrap_or(self.inner.max_interval)
     }
 
     /// It worked: the next wait is the first again.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.inner.reset();
     }
 }

@@ -134,7 +134,9 @@ impl QueueSpec {
 
     fn arguments(&self) -> FieldTable {
         let mut table = FieldTable::default();
-        let mut set = |key: &'static str, value: AMQPValue| table.insert(key.into(), value);
+        let mut set = |key: &'static str, value: AMQPValue| {
+            table.insert(key.into(), value);
+        };
         let text = |value: &str| AMQPValue::LongString(value.as_bytes().to_vec().into());
         if self.kind == QueueKind::Quorum {
             set("x-queue-type", text("quorum"));

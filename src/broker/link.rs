@@ -136,7 +136,7 @@ impl Link {
                         info!(purpose, "broker unblocked the {purpose} connection");
                     }
                     Event::Error(_) => break,
-                    Event::Connected | Event::SendFlow(_) => {}
+                    _ => {}
                 }
             }
             telemetry::broker_blocked(purpose, false);

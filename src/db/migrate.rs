@@ -77,9 +77,7 @@ pub async fn schema_state(pool: &Pool) -> Result<SchemaState, DbError> {
 }
 
 fn runner() -> Result<Runner, refinery::Error> {
-    let migrations: Result<Vec<_>, _> = MIGRATIONS
-        .iter()
-        .map(|(number, name, sql)| Migration::unapplied(&format!("V{number}__{name}"), sql))
-        .collect();
+    let migrations: Result<Vec<_>, _> =
+        MIGRATIONS.iter().map(|(number, name, sql)| Migration::unapplied(&format!("V{number}__{name}"), sql)).collect();
     Ok(Runner::new(&migrations?).set_abort_missing(false))
 }

@@ -2,9 +2,11 @@
 
 use crate::runtime::{AnyConsumer, erase};
 
+pub(crate) mod org;
+pub(crate) mod payment;
 pub(crate) mod sms;
 
 /// Every consumer of this build. A new one is two lines here.
 pub fn consumers() -> Vec<Box<dyn AnyConsumer>> {
-    vec![erase(sms::Sms)]
+    vec![erase(org::Org), erase(payment::Payment), erase(sms::Sms)]
 }

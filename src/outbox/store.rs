@@ -75,8 +75,7 @@ pub async fn append(tx: &Tx, rows: &[OutboxRow]) -> Result<(), DbError> {
     let payloads: Vec<_> = rows.iter().map(|r| r.payload.as_str()).collect();
     let headers: Vec<_> = rows.iter().map(|r| &r.headers).collect();
     let keys: Vec<_> = rows.iter().map(|r| r.partition_key.as_deref()).collect();
-    let params: [&(dyn ToSql + Sync); 8] =
-        [&ids, &tenants, &kinds, &aggregates, &types, &payloads, &headers, &keys];
+    let params: [&(dyn ToSql + Sync); 8] = [&ids, &tenants, &kinds, &aggregates, &types, &payloads, &headers, &keys];
     tx.execute(APPEND, &params).await.map(|_| ())
 }
 

@@ -14,6 +14,11 @@ impl Wakeup {
         self.0.notify_one();
     }
 
+    /// The bell itself, for those who know nothing of the outbox.
+    pub fn bell(&self) -> Arc<Notify> {
+        self.0.clone()
+    }
+
     pub(super) async fn woken(&self) {
         self.0.notified().await;
     }

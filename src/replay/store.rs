@@ -131,12 +131,7 @@ pub(super) struct Candidate {
     pub(super) state: String,
 }
 
-pub(super) async fn list(
-    tx: &Tx,
-    filter: &Filter,
-    after: Option<Cursor>,
-    limit: i64,
-) -> Result<Vec<Summary>, DbError> {
+pub(super) async fn list(tx: &Tx, filter: &Filter, after: Option<Cursor>, limit: i64) -> Result<Vec<Summary>, DbError> {
     let state = filter.state_name();
     let (at, id) = (after.map(|c| c.at), after.map(|c| c.id));
     let mut params = conditions(filter, &state);
@@ -189,12 +184,7 @@ pub(super) async fn mark_replaying(tx: &Tx, ids: &[Uuid], replays: &[Uuid]) -> R
     all_of(marked, ids, "dead letters marked as replaying")
 }
 
-pub(super) async fn mark_discarded(
-    tx: &Tx,
-    ids: &[Uuid],
-    actor: &str,
-    reason: Option<&str>,
-) -> Result<(), DbError> {
+pub(super) async fn mark_discarded(tx: &Tx, ids: &[Uuid], actor: &str, reason: Option<&str>) -> Result<(), DbError> {
     let marked = tx.execute(MARK_DISCARDED, &[&ids, &actor, &reason]).await?;
     all_of(marked, ids, "dead letters discarded")
 }

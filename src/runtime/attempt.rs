@@ -234,7 +234,8 @@ fn ended_by(error: DbError) -> Attempt {
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
-    let said = panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+    let said =
+        panic.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
     let message = format!("the handler panicked: {}", said.unwrap_or_else(|| "no message".to_owned()));
     Failure::Passing { class: RetryClass::Growing, code: "panic", message }
 }

@@ -32,11 +32,7 @@ pub trait AnyConsumer: Send + Sync {
     ///
     /// # Errors
     /// As [`Consumer::handle`].
-    async fn handle(
-        &self,
-        tx: &Tx,
-        events: Vec<(Arc<Envelope>, Decoded)>,
-    ) -> Result<Vec<Outcome>, HandleError>;
+    async fn handle(&self, tx: &Tx, events: Vec<(Arc<Envelope>, Decoded)>) -> Result<Vec<Outcome>, HandleError>;
 }
 
 /// Forgets the consumer's event type.

@@ -130,7 +130,8 @@ impl Lane {
                 {
                     contended += 1;
                     telemetry::serialization_retry();
-                    tokio::time::sleep(CONTENTION_PAUSE.mul_f64(rand::rng().random_range(0.0..1.0))).await;
+                    let pause = CONTENTION_PAUSE.mul_f64(rand::rng().random_range(0.0..1.0));
+                    tokio::time::sleep(pause).await;
                 }
                 Attempt::Failed(failure) => return Err(failure),
             }
@@ -138,17 +139,18 @@ impl Lane {
     }
 
     fn report_away(&self, error: &DbError) {
-        let advice = match error.class() {
-            Class::Schema => "tables and program don't fit: run `onceflow migrate` or the matching version",
-            _ => "consuming pauses, no attempt is spent, nothing is lost",
+        let (check, advice) = match error.class() {
+            Class::Schema => ("schema", "tables and program don't fit: run `onceflow migrate` or the matching version"),
+            _ => ("database", "consuming pauses, no attempt is spent, nothing is lost"),
         };
-        if self.health.set("database", Check::Waiting(format!("{error}; {advice}"))) {
+        if self.health.set(check, Check::Waiting(format!("{error}; {advice}"))) {
             warn!(%error, "waiting for the database: {error}; {advice}");
         }
     }
 
     fn report_back(&self) {
-        if self.health.set("database", Check::Ok) {
+        let schema = self.health.set("schema", Check::Ok);
+        if self.health.set("database", Check::Ok) || schema {
             info!("the database is back");
         }
     }

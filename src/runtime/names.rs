@@ -22,6 +22,11 @@ impl Names {
         Self { prefix: prefix.into() }
     }
 
+    /// The first part of every name.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Where producers publish.
     pub fn ingress(&self) -> String {
         format!("{}.in", self.prefix)
@@ -57,10 +62,8 @@ pub fn consumer_topology(settings: &Settings, consumer: &ConsumerSettings, patte
     queues.extend(settings.retry.rungs.iter().map(|rung| retry_spec(settings, &consumer.name, *rung)));
     let own = patterns.iter().map(|p| (ingress.clone(), (*p).to_owned()));
     let foreign = consumer.bindings.iter().map(|b| (b.exchange.clone(), b.pattern.clone()));
-    let bindings = own
-        .chain(foreign)
-        .map(|(exchange, pattern)| Binding { queue: queue.clone(), exchange, pattern })
-        .collect();
+    let bindings =
+        own.chain(foreign).map(|(exchange, pattern)| Binding { queue: queue.clone(), exchange, pattern }).collect();
     Topology { exchanges: vec![ExchangeSpec { name: ingress }], queues, bindings }
 }
 

@@ -93,7 +93,14 @@ impl Settler {
         telemetry::processed(self.consumer, job.event_type(), "retry", job.received.elapsed());
         let attempt = job.history.attempts.saturating_add(1);
         let event = job.envelope().map_or("", |e| &e.id);
-        info!(consumer = self.consumer, event.id = event, attempt, code, error, "event {event} failed at attempt {attempt}, tried again in about {rung_ms} ms");
+        info!(
+            consumer = self.consumer,
+            event.id = event,
+            attempt,
+            code,
+            error,
+            "event {event} failed at attempt {attempt}, tried again in about {rung_ms} ms"
+        );
     }
 
     /// Returns false when the delivery went stale or the process ends: the broker still has the original.
@@ -103,8 +110,12 @@ impl Settler {
         while job.delivery.is_current() && !self.abort.is_cancelled() {
             match self.retries.publish(&batch, &self.abort).await {
                 Ok(fates) if fates == [Fate::Confirmed] => return true,
-                Ok(fates) => warn!(consumer = self.consumer, ?fates, "the retry queue did not take a message; trying again"),
-                Err(error) => warn!(consumer = self.consumer, %error, "publishing to the retry queue: {error}; trying again"),
+                Ok(fates) => {
+                    warn!(consumer = self.consumer, ?fates, "the retry queue did not take a message; trying again")
+                }
+                Err(error) => {
+                    warn!(consumer = self.consumer, %error, "publishing to the retry queue: {error}; trying again")
+                }
             }
             self.pause(&mut pacing).await;
         }
@@ -188,8 +199,11 @@ impl Settler {
         let Some(envelope) = job.envelope().filter(|_| conflict) else { return };
         telemetry::conflict(self.consumer);
         warn!(
-            consumer = self.consumer, event.id = envelope.id, event.source = envelope.source,
-            "event {} came again with another body: the first one stands; its producer must not reuse ids", envelope.id
+            consumer = self.consumer,
+            event.id = envelope.id,
+            event.source = envelope.source,
+            "event {} came again with another body: the first one stands; its producer must not reuse ids",
+            envelope.id
         );
     }
 

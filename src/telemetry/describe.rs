@@ -6,8 +6,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 const PROCESS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 /// End to end and lag: up to an hour.
-const END_TO_END: &[f64] =
-    &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
+const END_TO_END: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 /// Sizes: powers of 4 from 256 B to 4 MiB.
 const SIZES: &[f64] = &[256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0];
 const BATCHES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0];
@@ -69,7 +68,11 @@ const HISTOGRAM_TEXTS: &[(&str, Unit, &str)] = &[
     ("onceflow_message_process_duration_seconds", Unit::Seconds, "Time from delivery to settling."),
     ("onceflow_message_end_to_end_duration_seconds", Unit::Seconds, "Time from the event's own time to its commit."),
     ("onceflow_message_size_bytes", Unit::Bytes, "Size of a delivery's body."),
-    ("onceflow_outbox_publish_duration_seconds", Unit::Seconds, "Time from the first publish of a batch to its last confirm."),
+    (
+        "onceflow_outbox_publish_duration_seconds",
+        Unit::Seconds,
+        "Time from the first publish of a batch to its last confirm.",
+    ),
     ("onceflow_outbox_lag_seconds", Unit::Seconds, "Time from the row's insertion to its confirm."),
     ("onceflow_outbox_batch_size", Unit::Count, "Rows of one publishing batch."),
     ("onceflow_db_transaction_duration_seconds", Unit::Seconds, "Length of a transaction."),

@@ -62,7 +62,10 @@ impl MetricsHandle {
 ///
 /// # Errors
 /// When the recorder can't be built or another one is in place.
-pub fn install(consumers: &[(&'static str, Vec<&'static str>)], rungs_ms: &[u64]) -> Result<MetricsHandle, InstallError> {
+pub fn install(
+    consumers: &[(&'static str, Vec<&'static str>)],
+    rungs_ms: &[u64],
+) -> Result<MetricsHandle, InstallError> {
     static INSTALLED: Mutex<Option<MetricsHandle>> = Mutex::new(None);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     let handle = match installed.as_ref() {
@@ -94,6 +97,7 @@ fn build() -> Result<MetricsHandle, InstallError> {
 fn register(consumers: &[(&'static str, Vec<&'static str>)], rungs_ms: &[u64]) {
     for (consumer, types) in consumers {
         names::learn([*consumer]);
+        names::learn_consumer(consumer);
         names::learn(types.iter().copied());
         register_consumer(consumer, types, rungs_ms);
     }
@@ -144,7 +148,9 @@ fn register_shared() {
     for outcome in PUBLISH_OUTCOMES {
         counter!("onceflow_outbox_published_total", "relay" => RELAY, "outcome" => outcome).absolute(0);
     }
-    for name in ["onceflow_outbox_publish_duration_seconds", "onceflow_outbox_lag_seconds", "onceflow_outbox_batch_size"] {
+    for name in
+        ["onceflow_outbox_publish_duration_seconds", "onceflow_outbox_lag_seconds", "onceflow_outbox_batch_size"]
+    {
         let _registered = histogram!(name, "relay" => RELAY);
     }
     gauge!("onceflow_outbox_lease_held", "relay" => RELAY).increment(0.0);

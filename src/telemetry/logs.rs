@@ -19,7 +19,9 @@ pub enum Form {
 
 /// A level or filter that can't be read.
 #[derive(Debug, thiserror::Error)]
-#[error("log level {level:?}: {why}; use error, warn, info, debug or trace, or directives such as info,onceflow::outbox=debug")]
+#[error(
+    "log level {level:?}: {why}; use error, warn, info, debug or trace, or directives such as info,onceflow::outbox=debug"
+)]
 pub struct LevelError {
     level: String,
     why: String,

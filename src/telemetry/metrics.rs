@@ -18,6 +18,7 @@ pub fn received(consumer: &str, event_type: &str) {
 /// A delivery was settled: applied, duplicate, stale, ignored, retry or dead.
 pub fn processed(consumer: &str, event_type: &str, outcome: &'static str, took: Duration) {
     let consumer = known(consumer);
+    names::count_settled(consumer, outcome);
     counter!("onceflow_messages_processed_total",
         "consumer" => consumer, "event_type" => known(event_type), "outcome" => outcome)
     .increment(1);
@@ -104,8 +105,7 @@ pub fn outbox_batch(rows: usize) {
 pub fn outbox_lease_held(partition: i16, held: bool) {
     static HELD: AtomicU64 = AtomicU64::new(0);
     let bit = u32::try_from(partition).ok().and_then(|p| 1u64.checked_shl(p)).unwrap_or(0);
-    let before =
-        if held { HELD.fetch_or(bit, Ordering::Relaxed) } else { HELD.fetch_and(!bit, Ordering::Relaxed) };
+    let before = if held { HELD.fetch_or(bit, Ordering::Relaxed) } else { HELD.fetch_and(!bit, Ordering::Relaxed) };
     let now = if held { before | bit } else { before & !bit };
     gauge!("onceflow_outbox_lease_held", "relay" => RELAY).set(f64::from(now.count_ones()));
 }
@@ -221,11 +221,21 @@ pub fn ready(check: &str, yes: bool) {
     gauge!("onceflow_ready", "check" => check.to_owned()).set(flag(yes));
 }
 
-/// The admin API answered a request. `route` is the template, never the path.
-pub fn admin_request(route: &str, code: u16, took: Duration) {
-    let route = route.to_owned();
-    counter!("onceflow_admin_requests_total", "route" => route.clone(), "code" => code.to_string()).increment(1);
+/// The admin API answered a request. `route` is the template, never the path; codes are counted by their class.
+pub fn admin_request(route: &'static str, code: u16, took: Duration) {
+    let class = names::HTTP_CLASSES.get(usize::from(code / 100).saturating_sub(2)).copied().unwrap_or(OTHER);
+    counter!("onceflow_admin_requests_total", "route" => route, "code" => class).increment(1);
     histogram!("onceflow_admin_request_duration_seconds", "route" => route).record(took);
+}
+
+/// Shows the admin API's series at 0.
+pub fn admin_routes(routes: &[&'static str]) {
+    for route in routes {
+        for class in names::HTTP_CLASSES {
+            counter!("onceflow_admin_requests_total", "route" => *route, "code" => class).absolute(0);
+        }
+        let _registered = histogram!("onceflow_admin_request_duration_seconds", "route" => *route);
+    }
 }
 
 fn flag(yes: bool) -> f64 {

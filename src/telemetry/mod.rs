@@ -14,5 +14,6 @@ pub use metrics::{
     serialization_retry, unconfirmed,
 };
 pub use metrics::{
-    DeadLetters, OutboxTotals, PoolTotals, admin_request, dead_letters, inbox_rows, outbox, pool, ready,
+    DeadLetters, OutboxTotals, PoolTotals, admin_request, admin_routes, dead_letters, inbox_rows, outbox, pool, ready,
 };
+pub use names::settled_since_start;

@@ -1,6 +1,7 @@
 //! Names of the metrics and the closed sets of their labels. Everything a label may say is listed or counted as `other`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 /// Label value for what no list knows.
@@ -9,37 +10,20 @@ pub(super) const OTHER: &str = "other";
 pub(super) const RELAY: &str = "default";
 
 pub(super) const OUTCOMES: [&str; 6] = ["applied", "duplicate", "stale", "ignored", "retry", "dead"];
-pub(super) const DEAD_REASONS: [&str; 10] = [
-    "decode",
-    "validate",
-    "handler",
-    "database",
-    "timeout",
-    "exhausted",
-    "delivery_limit",
-    "expired",
-    "broker",
-    OTHER,
-];
+pub(super) const DEAD_REASONS: [&str; 10] =
+    ["decode", "validate", "handler", "database", "timeout", "exhausted", "delivery_limit", "expired", "broker", OTHER];
 /// `consumer`: the consumer itself asked for another attempt; its own code is in the log.
 pub(super) const RETRY_REASONS: [&str; 4] = ["contention", "timeout", "panic", "consumer"];
 pub(super) const PUBLISH_OUTCOMES: [&str; 5] = ["confirmed", "nacked", "returned", "timeout", "error"];
 pub(super) const PURPOSES: [&str; 2] = ["consume", "publish"];
-pub(super) const OPERATIONS: [&str; 4] = ["deliver", "relay", "dead_letter", "admin"];
+pub(super) const OPERATIONS: [&str; 4] = ["apply", "relay", "dead_letter", "admin"];
 pub(super) const DB_CLASSES: [&str; 6] = ["contention", "timeout", "outage", "permanent", "schema", "bug"];
 pub(super) const DEAD_STATES: [&str; 2] = ["open", "replaying"];
+pub(super) const HTTP_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 pub(super) const POOL_STATES: [&str; 2] = ["in_use", "idle"];
 /// Reply codes with which a broker closes a channel.
-const CHANNEL_CODES: [(u16, &str); 8] = [
-    (311, "311"),
-    (403, "403"),
-    (404, "404"),
-    (405, "405"),
-    (406, "406"),
-    (504, "504"),
-    (540, "540"),
-    (541, "541"),
-];
+const CHANNEL_CODES: [(u16, &str); 8] =
+    [(311, "311"), (403, "403"), (404, "404"), (405, "405"), (406, "406"), (504, "504"), (540, "540"), (541, "541")];
 
 static KNOWN: RwLock<Option<HashSet<&'static str>>> = RwLock::new(None);
 
@@ -53,6 +37,33 @@ pub(super) fn learn(names: impl IntoIterator<Item = &'static str>) {
 pub(super) fn known(name: &str) -> &'static str {
     let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
     known.as_ref().and_then(|names| names.get(name).copied()).unwrap_or(OTHER)
+}
+
+/// Deliveries settled since the start, by consumer and outcome, for the status: the recorder can't be asked for a number.
+static SETTLED: RwLock<Option<HashMap<&'static str, [AtomicU64; OUTCOMES.len()]>>> = RwLock::new(None);
+
+/// Starts counting for a consumer.
+pub(super) fn learn_consumer(consumer: &'static str) {
+    let mut settled = SETTLED.write().unwrap_or_else(PoisonError::into_inner);
+    settled.get_or_insert_default().entry(consumer).or_default();
+}
+
+/// Counts one settled delivery.
+pub(super) fn count_settled(consumer: &str, outcome: &str) {
+    let settled = SETTLED.read().unwrap_or_else(PoisonError::into_inner);
+    let counts = settled.as_ref().and_then(|s| s.get(consumer));
+    let place = OUTCOMES.iter().position(|known| *known == outcome);
+    if let (Some(counts), Some(place)) = (counts, place) {
+        counts[place].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Deliveries of a consumer that this process has settled since its start, by outcome.
+pub fn settled_since_start(consumer: &str) -> BTreeMap<String, u64> {
+    let settled = SETTLED.read().unwrap_or_else(PoisonError::into_inner);
+    let Some(counts) = settled.as_ref().and_then(|s| s.get(consumer)) else { return BTreeMap::new() };
+    let pair = |(name, count): (&&str, &AtomicU64)| ((*name).to_owned(), count.load(Ordering::Relaxed));
+    OUTCOMES.iter().zip(counts).map(pair).collect()
 }
 
 /// The member of a closed set, or `fallback`.

@@ -6,5 +6,5 @@
 mod record;
 mod store;
 
-pub(crate) use record::{DeadLetter, stored_headers};
+pub(crate) use record::{DeadLetter, Identity};
 pub(crate) use store::{bury, close_replayed};

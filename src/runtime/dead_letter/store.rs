@@ -37,15 +37,8 @@ pub(crate) async fn bury(tx: &Tx, dead: &DeadLetter<'_>) -> Result<(), DbError> 
     let attempts = i32::try_from(dead.attempts).unwrap_or(i32::MAX);
     let version = env!("CARGO_PKG_VERSION");
     if let Some(replay_id) = dead.replay_id {
-        let params: [&(dyn ToSql + Sync); 7] = [
-            &replay_id,
-            &dead.stage,
-            &dead.reason,
-            &dead.error_chain,
-            &attempts,
-            &dead.last_failed_at,
-            &version,
-        ];
+        let params: [&(dyn ToSql + Sync); 7] =
+            [&replay_id, &dead.stage, &dead.reason, &dead.error_chain, &attempts, &dead.last_failed_at, &version];
         if tx.execute(REOPEN, &params).await? > 0 {
             return Ok(());
         }

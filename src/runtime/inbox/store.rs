@@ -74,16 +74,13 @@ pub(crate) async fn claim(
     let ids = column(|e| &e.id);
     let types = column(|e| &e.event_type);
     let prints: Vec<&[u8]> = events.iter().map(|(_, print)| print.as_slice()).collect();
-    let rows =
-        tx.query(CLAIM, &[&tenants, &sources, &ids, &types, &prints, &consumer, &claim_id]).await?;
+    let rows = tx.query(CLAIM, &[&tenants, &sources, &ids, &types, &prints, &consumer, &claim_id]).await?;
     let mut claims = vec![Claim::Ours; events.len()];
     for row in &rows {
         claims[ordinal(row)?] = Claim::New;
     }
     if rows.len() < events.len() {
-        let known = tx
-            .query(COUNT_DUPLICATES, &[&tenants, &sources, &ids, &prints, &consumer, &claim_id])
-            .await?;
+        let known = tx.query(COUNT_DUPLICATES, &[&tenants, &sources, &ids, &prints, &consumer, &claim_id]).await?;
         for row in &known {
             let index = ordinal(row)?;
             if claims[index] == Claim::Ours {

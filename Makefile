@@ -1,0 +1,47 @@
+# One command for each thing a newcomer or a contributor wants; `make` alone lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test ci ci-setup fmt-check lint unit-and-integration rustdoc deny advisories
+
+# Passed on by `make demo`, e.g. `make demo ARGS=--once`.
+ARGS ?=
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (RabbitMQ, PostgreSQL, a C compiler) on Debian or Ubuntu
+	@./scripts/setup.sh
+
+demo: setup ## see the whole thing work: private servers, a sample world, a live table (ARGS=--once ends it)
+	cargo build --release --locked
+	./target/release/onceflow dev $(ARGS)
+
+test: setup unit-and-integration ## run every test, on private servers
+
+ci: ci-setup fmt-check lint unit-and-integration rustdoc deny advisories ## run all that CI runs
+
+ci-setup:
+	@./scripts/setup.sh --ci
+
+fmt-check:
+	cargo fmt --all --check
+
+lint:
+	cargo clippy --locked --all-targets --features failpoints -- -D warnings
+
+unit-and-integration:
+	cargo test --locked --features failpoints
+
+rustdoc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+deny:
+	cargo deny --locked check bans licenses sources
+
+# The advisory database is a git repository that not every network reaches. Only a fetch that fails is forgiven.
+advisories:
+	@if cargo deny --locked fetch db; then \
+	  cargo deny --locked check --disable-fetch advisories; \
+	else \
+	  echo "advisories: NOT CHECKED, the advisory database can't be fetched from here" >&2; \
+	fi

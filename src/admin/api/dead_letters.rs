@@ -1,0 +1,115 @@
+//! Dead letters: list, groups, one, replay, discard.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use uuid::Uuid;
+
+use super::super::problem::Problem;
+use super::super::state::{AdminState, end_change, end_read};
+use super::super::wire::{ChangeRequest, Groups, Ids};
+use super::{actor, words};
+use crate::replay::{self, Change, Cursor, DeadLetter, Done, Filter, MAX_CHANGES, Page, Selection, Settled};
+
+const DEFAULT_PAGE: u32 = 50;
+
+type Params = Result<Query<BTreeMap<String, String>>, QueryRejection>;
+type Body<T> = Result<Json<T>, JsonRejection>;
+
+pub(super) async fn list(State(state): State<Arc<AdminState>>, params: Params) -> Result<Json<Page>, Problem> {
+    let Query(mut params) = params?;
+    let after = params.remove("after").map(|text| text.parse::<Cursor>()).transpose();
+    let after = after.map_err(|e| Problem::invalid("invalid_cursor", e.to_string()))?;
+    let limit = params.remove("limit").map_or(Ok(DEFAULT_PAGE), |text| text.parse());
+    let limit = limit.map_err(|_| Problem::invalid("invalid_limit", "limit is a number from 1 to 500"))?;
+    let filter = filter(params)?;
+    let tx = state.begin_read().await?;
+    let page = replay::list(&tx, &filter, after, limit).await;
+    end_read(tx, page).await.map(Json)
+}
+
+pub(super) async fn groups(State(state): State<Arc<AdminState>>, params: Params) -> Result<Json<Groups>, Problem> {
+    let filter = filter(params?.0)?;
+    let tx = state.begin_read().await?;
+    let items = replay::groups(&tx, &filter).await;
+    let items = end_read(tx, items).await?;
+    Ok(Json(Groups { items }))
+}
+
+pub(super) async fn show(
+    State(state): State<Arc<AdminState>>,
+    id: Result<Path<Uuid>, PathRejection>,
+) -> Result<Json<DeadLetter>, Problem> {
+    let Path(id) = id?;
+    let tx = state.begin_read().await?;
+    let found = replay::show(&tx, id).await;
+    let found = end_read(tx, found).await?;
+    found.map(Json).ok_or_else(|| Problem::not_found(&format!("dead letter {id}")))
+}
+
+pub(super) async fn replay(
+    State(state): State<Arc<AdminState>>,
+    headers: HeaderMap,
+    body: Body<ChangeRequest>,
+) -> Result<Json<Done>, Problem> {
+    let change = change(&headers, body?.0)?;
+    let tx = state.begin().await?;
+    let result = replay::replay(&tx, &change, &state.queues()).await;
+    let done = end_change(tx, result, !change.dry_run).await?;
+    if !done.dry_run && !done.ids.is_empty() {
+        tracing::info!(actor = change.actor, count = done.ids.len(), "dead letters are replayed");
+        state.outbox_wakeup.notify_one();
+    }
+    Ok(Json(done))
+}
+
+pub(super) async fn discard(
+    State(state): State<Arc<AdminState>>,
+    headers: HeaderMap,
+    body: Body<ChangeRequest>,
+) -> Result<Json<Done>, Problem> {
+    let change = change(&headers, body?.0)?;
+    let tx = state.begin().await?;
+    let result = replay::discard(&tx, &change).await;
+    let done = end_change(tx, result, !change.dry_run).await?;
+    if !done.dry_run && !done.ids.is_empty() {
+        tracing::info!(actor = change.actor, count = done.ids.len(), "dead letters were discarded");
+    }
+    Ok(Json(done))
+}
+
+pub(super) async fn settled(
+    State(state): State<Arc<AdminState>>,
+    body: Body<Ids>,
+) -> Result<Json<Settled>, Problem> {
+    let Json(Ids { ids }) = body?;
+    let tx = state.begin_read().await?;
+    let settled = replay::settled(&tx, &ids).await;
+    end_read(tx, settled).await.map(Json)
+}
+
+fn filter(params: BTreeMap<String, String>) -> Result<Filter, Problem> {
+    let params: serde_json::Map<_, _> = params.into_iter().map(|(name, text)| (name, text.into())).collect();
+    serde_json::from_value(params.into()).map_err(|e| Problem::invalid("invalid_filter", e.to_string()))
+}
+
+fn change(headers: &HeaderMap, request: ChangeRequest) -> Result<Change, Problem> {
+    if let Selection::Ids(ids) = &request.selection
+        && ids.len() > MAX_CHANGES
+    {
+        return Err(Problem::invalid("too_many_ids", format!("at most {MAX_CHANGES} ids at once")));
+    }
+    let reason = request.reason.as_deref().map(|text| words("reason", text)).transpose()?;
+    Ok(Change {
+        selection: request.selection,
+        reason,
+        actor: actor(headers)?,
+        dry_run: request.dry_run,
+        expect_count: request.expect_count,
+        max: request.max,
+    })
+}

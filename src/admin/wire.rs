@@ -1,0 +1,165 @@
+//! What goes over the wire between the admin API and its clients; the command line reads the same types.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::replay::control::{ConsumerSwitch, OutboxTotals};
+use crate::replay::{Group, Selection};
+
+/// Header in which a client says who acts; written into the audit. A claim, not a proof.
+pub const ACTOR_HEADER: &str = "onceflow-actor";
+
+/// Body of `POST /api/v1/dlq/replay` and `…/discard`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeRequest {
+    /// Which dead letters.
+    pub selection: Selection,
+    /// Why; needed for more than one.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Only tell what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Do nothing unless exactly this many are eligible.
+    #[serde(default)]
+    pub expect_count: Option<usize>,
+    /// At most this many, the oldest first.
+    #[serde(default)]
+    pub max: Option<usize>,
+}
+
+/// Body of requests that name dead letters or parked rows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ids {
+    /// The ids.
+    pub ids: Vec<Uuid>,
+}
+
+/// Body of `POST /api/v1/outbox/retry` and `…/discard`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParkedRequest {
+    /// Parked rows.
+    pub ids: Vec<Uuid>,
+    /// Why.
+    pub reason: String,
+}
+
+/// Body of `POST /api/v1/consumers/{name}/pause` and `…/resume`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SwitchRequest {
+    /// Why.
+    pub reason: String,
+}
+
+/// Answer to a switch.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Switched {
+    /// The consumer.
+    pub consumer: String,
+    /// How it is now.
+    pub paused: bool,
+    /// Whether that was a change.
+    pub changed: bool,
+}
+
+/// Answer to a change of parked rows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Touched {
+    /// How many were parked and are no longer.
+    pub count: usize,
+}
+
+/// Groups of dead letters.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Groups {
+    /// Largest first.
+    pub items: Vec<Group>,
+}
+
+/// `GET /api/v1/status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Version of the service.
+    pub version: String,
+    /// Whether every check is met.
+    pub ready: bool,
+    /// The checks.
+    pub checks: BTreeMap<String, CheckReport>,
+    /// Why the database's part is missing; absent when it is there.
+    pub database_problem: Option<String>,
+    /// The consumers of the service.
+    pub consumers: Vec<ConsumerReport>,
+    /// The outbox; absent when the database is away.
+    pub outbox: Option<OutboxTotals>,
+}
+
+/// One readiness check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// `ok`, `paused` or `waiting`.
+    pub state: String,
+    /// What it waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// One consumer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConsumerReport {
+    /// Its name.
+    pub consumer: String,
+    /// `running`, `paused` or `waiting`.
+    pub state: String,
+    /// Why it isn't running.
+    pub why: Option<String>,
+    /// Deliveries settled by this process since its start, by outcome.
+    pub since_start: BTreeMap<String, u64>,
+    /// Open dead letters; absent when the database is away.
+    pub dead_open: Option<i64>,
+    /// Groups of the open ones.
+    pub dead_groups: Option<i64>,
+    /// Dead letters on their way back.
+    pub dead_replaying: Option<i64>,
+    /// Age of the oldest open dead letter.
+    pub dead_oldest_age_seconds: Option<f64>,
+    /// The operators' last word on it, if there was any.
+    pub switch: Option<ConsumerSwitch>,
+}
+
+/// `GET /api/v1/consumers`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Consumers {
+    /// The consumers.
+    pub items: Vec<ConsumerReport>,
+}
+
+/// `GET /readyz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// Whether every check is met.
+    pub ready: bool,
+    /// The checks; their reasons only for those who may know.
+    pub checks: BTreeMap<String, CheckReport>,
+}
+
+/// An error, as in RFC 9457.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemBody {
+    /// A URN made of the code.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The status in words.
+    pub title: String,
+    /// The status.
+    pub status: u16,
+    /// Stable code.
+    pub code: String,
+    /// What, and what to do.
+    pub detail: String,
+}

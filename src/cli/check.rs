@@ -1,0 +1,137 @@
+//! `onceflow check`: configuration, reachability, schema, and what the broker holds that differs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::context::Context;
+use super::exit::{Ending, Exit, Failure};
+use super::output::Rows;
+use crate::broker::{Link, Purpose, Topology};
+use crate::config::{Config, Role};
+use crate::db;
+use crate::domains;
+use crate::health::Health;
+use crate::runtime::{consumer_topology, egress_topology};
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  onceflow check
+  onceflow check -o json | jq '.items[] | select(.state != \"ok\")'
+
+Exchanges, queues and bindings that are missing are declared by the check, as `onceflow run` would do.
+Exit codes: 6 configuration, 7 broker or database unreachable, 1 anything else that is not ok.";
+
+#[derive(Debug, Serialize)]
+struct Report {
+    items: Vec<Finding>,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    check: &'static str,
+    /// `ok`, `unreachable` or `fail`.
+    state: &'static str,
+    detail: String,
+    #[serde(rename = "try")]
+    remedy: Option<String>,
+}
+
+impl Finding {
+    fn ok(check: &'static str, detail: impl Into<String>) -> Self {
+        Self { check, state: "ok", detail: detail.into(), remedy: None }
+    }
+
+    fn bad(check: &'static str, state: &'static str, detail: impl Into<String>, remedy: &str) -> Self {
+        Self { check, state, detail: detail.into(), remedy: Some(remedy.to_owned()) }
+    }
+}
+
+pub(super) async fn run(context: &Context) -> Ending {
+    let config = context.load_config()?;
+    let place = config.file.as_ref().map_or_else(|| "environment and defaults".to_owned(), |f| f.display().to_string());
+    let mut items = vec![Finding::ok("configuration", place)];
+    items.extend(database(&config, context.timeout).await);
+    items.extend(broker(&config, context.timeout).await);
+    let report = Report { items };
+    context.out.data("onceflow.check/1", &report, || table(&report))?;
+    let count = |state: &str| report.items.iter().filter(|f| f.state == state).count();
+    match (count("unreachable"), count("fail")) {
+        (0, 0) => Ok(Exit::Ok),
+        (0, failed) => Err(Failure::new(Exit::Failed, format!("{failed} checks failed"))),
+        (away, _) => Err(Failure::new(Exit::Unreachable, format!("{away} dependencies can't be reached"))),
+    }
+}
+
+async fn database(config: &Config, within: Duration) -> Vec<Finding> {
+    let remedy = "database.url or ONCEFLOW_DATABASE_URL; is the server up?";
+    let address = config.database.address();
+    let pool = match config.database.pool(Role::Admin) {
+        Ok(pool) => pool,
+        Err(error) => return vec![Finding::bad("database", "fail", error.to_string(), remedy)],
+    };
+    match tokio::time::timeout(within, db::schema_state(&pool)).await {
+        Ok(Ok(state)) if state.is_ready() => vec![
+            Finding::ok("database", address),
+            Finding::ok("migrations", format!("at {}, {} needed", state.applied, state.known)),
+        ],
+        Ok(Ok(state)) => {
+            let detail = format!("at {}, {} needed", state.applied, state.known);
+            vec![Finding::ok("database", address), Finding::bad("migrations", "fail", detail, "onceflow migrate")]
+        }
+        Ok(Err(error)) => vec![Finding::bad("database", "unreachable", format!("{address}: {error}"), remedy)],
+        Err(_) => vec![Finding::bad("database", "unreachable", format!("{address}: no answer within {within:?}"), remedy)],
+    }
+}
+
+async fn broker(config: &Config, within: Duration) -> Vec<Finding> {
+    let address = config.broker.address();
+    let link = Link::new(config.broker.clone(), Purpose::Consume, Arc::new(Health::default()));
+    let declared = tokio::time::timeout(within, topology(config).declare_all(&link)).await;
+    let findings = match declared {
+        Ok(Ok(refusals)) => {
+            let mut findings = vec![Finding::ok("broker", address)];
+            if refusals.is_empty() {
+                findings.push(Finding::ok("topology", "as configured"));
+            }
+            // The refusal says what differs and what to do.
+            findings.extend(refusals.into_iter().map(|r| Finding { remedy: None, ..Finding::bad("topology", "fail", r, "") }));
+            findings
+        }
+        Ok(Err(error)) => vec![unreachable(format!("{address}: {error}"))],
+        Err(_) => vec![unreachable(format!("{address}: no answer within {within:?}"))],
+    };
+    link.close().await;
+    findings
+}
+
+fn unreachable(detail: String) -> Finding {
+    Finding::bad("broker", "unreachable", detail, "broker.url or ONCEFLOW_AMQP_URL; is the server up, may the user log in?")
+}
+
+/// Everything that a running service declares.
+fn topology(config: &Config) -> Topology {
+    let mut all = egress_topology(&config.runtime.names);
+    for consumer in domains::consumers() {
+        let Some(own) = config.consumers.iter().find(|c| c.name == consumer.name()) else { continue };
+        let part = consumer_topology(&config.runtime, own, consumer.bindings());
+        all.exchanges.extend(part.exchanges);
+        all.queues.extend(part.queues);
+        all.bindings.extend(part.bindings);
+    }
+    all
+}
+
+fn table(report: &Report) -> Rows {
+    let mut rows = Rows::new(&["CHECK", "STATE", "DETAIL", "TRY"]);
+    for f in &report.items {
+        rows.push_whole(vec![
+            f.check.to_owned(),
+            f.state.to_owned(),
+            f.detail.clone(),
+            f.remedy.clone().unwrap_or_default(),
+        ]);
+    }
+    rows
+}

@@ -1,0 +1,223 @@
+//! `onceflow dlq replay` and `onceflow dlq discard`
+
+use std::io::{self, BufRead, IsTerminal};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::super::client::Client;
+use super::super::context::Context;
+use super::super::exit::{Ending, Exit, Failure};
+use super::super::output::Rows;
+use super::select::FilterArgs;
+use super::wait;
+use crate::admin::wire::ChangeRequest;
+use crate::replay::{Done, Selection, Settled, Why};
+
+pub(super) const REPLAY_EXAMPLES: &str = "\
+Examples:
+  onceflow dlq replay 0197a1b2-…
+  onceflow dlq replay --group 1a2b3c4d --reason 'parent department imported' --wait
+  onceflow dlq replay --consumer sms --reason-code expired --dry-run
+  onceflow dlq replay --all --reason 'fixed in 1.4' --expect-count 37
+
+The message goes only to the consumer that failed, through the outbox, with its id unchanged; the inbox makes a second
+application a no-op.";
+
+pub(super) const DISCARD_EXAMPLES: &str = "\
+Examples:
+  onceflow dlq discard 0197a1b2-… --reason 'test message'
+  onceflow dlq discard --consumer org --reason-code unknown_type --reason 'wrong queue' --expect-count 12";
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct ChangeArgs {
+    /// Ids of dead letters
+    #[arg(value_name = "ID")]
+    ids: Vec<Uuid>,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Every open dead letter
+    #[arg(long, conflicts_with = "ids")]
+    all: bool,
+    /// Why; needed for more than one, kept in the audit
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Only tell what would be done
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Don't ask on a terminal
+    #[arg(short, long)]
+    yes: bool,
+    /// Do nothing and exit 5 unless exactly this many are eligible
+    #[arg(long, value_name = "N")]
+    expect_count: Option<usize>,
+    /// At most this many, the oldest first
+    #[arg(long, value_name = "N")]
+    max: Option<usize>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct ReplayArgs {
+    #[command(flatten)]
+    change: ChangeArgs,
+    /// Wait until the consumer has dealt with them (at most --timeout); exit 4 when some failed again
+    #[arg(long)]
+    wait: bool,
+}
+
+/// What is printed: what was done, and how it ended where that was waited for.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    done: &'a Done,
+    settled: Option<Settled>,
+}
+
+pub(super) async fn replay(context: &Context, args: &ReplayArgs) -> Ending {
+    let client = context.client()?;
+    let done = change(context, &client, &args.change, "replay").await?;
+    let waits = args.wait && !done.dry_run && !done.ids.is_empty();
+    let settled = if waits { Some(wait::until_settled(context, &client, &done.ids).await?) } else { None };
+    print(context, &done, settled, "replay")?;
+    if !waits && !done.dry_run && !done.ids.is_empty() {
+        context.out.say("on their way; `onceflow dlq list --state replaying` shows those that have not arrived");
+    }
+    match settled {
+        Some(settled) if settled.waiting > 0 => Err(wait::timed_out(context, settled)),
+        Some(settled) if settled.failed_again > 0 || settled.other > 0 => Ok(Exit::Partly),
+        _ => ending(&done),
+    }
+}
+
+pub(super) async fn discard(context: &Context, args: &ChangeArgs) -> Ending {
+    let client = context.client()?;
+    let done = change(context, &client, args, "discard").await?;
+    print(context, &done, None, "discard")?;
+    ending(&done)
+}
+
+async fn change(context: &Context, client: &Client, args: &ChangeArgs, verb: &str) -> Result<Done, Failure> {
+    let mut request = ChangeRequest {
+        selection: selection(args)?,
+        reason: args.reason.clone(),
+        dry_run: args.dry_run,
+        expect_count: args.expect_count,
+        max: args.max,
+    };
+    let path = format!("dlq/{verb}");
+    let asks = !args.dry_run && !args.yes && is_bulk(&request.selection) && io::stdin().is_terminal();
+    if asks {
+        let plan: Done = client.post(&path, &ChangeRequest { dry_run: true, ..request.clone() }).await?;
+        if plan.ids.is_empty() {
+            return Ok(plan);
+        }
+        confirm(context, &plan, verb)?;
+        // What was agreed to is what is done, also when more arrived meanwhile.
+        request.expect_count = Some(plan.ids.len() + plan.left);
+    }
+    client.post(&path, &request).await
+}
+
+fn selection(args: &ChangeArgs) -> Result<Selection, Failure> {
+    let filter = args.filter.filter(None);
+    match (args.ids.is_empty(), filter.is_empty()) {
+        (false, false) => Err(Failure::new(Exit::Usage, "ids and filters can't be combined")),
+        (false, true) => Ok(Selection::Ids(args.ids.clone())),
+        (true, true) if !args.all => {
+            let remedy = "ids, a filter such as --group or --consumer, or --all";
+            Err(Failure::new(Exit::Usage, "no dead letters are named").or_try(remedy))
+        }
+        (true, _) => Ok(Selection::Filter(filter)),
+    }
+}
+
+fn is_bulk(selection: &Selection) -> bool {
+    match selection {
+        Selection::Ids(ids) => ids.len() > 1,
+        Selection::Filter(_) => true,
+    }
+}
+
+fn confirm(context: &Context, plan: &Done, verb: &str) -> Result<(), Failure> {
+    let by: Vec<String> = plan.consumers.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let left = if plan.left > 0 { format!(" ({} more stay)", plan.left) } else { String::new() };
+    context.out.say(&format!("{verb} {} dead letters: {}{left}. Type yes to go on:", plan.ids.len(), by.join(", ")));
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    match read {
+        Ok(_) if matches!(answer.trim(), "yes" | "y") => Ok(()),
+        _ => Err(Failure::new(Exit::Failed, "nothing was changed").because("it was not agreed to")),
+    }
+}
+
+fn print(context: &Context, done: &Done, settled: Option<Settled>, verb: &str) -> Result<(), Failure> {
+    let report = Report { done, settled };
+    context.out.data(&format!("onceflow.dlq.{verb}/1"), &report, || table(done, settled, verb))?;
+    for skipped in done.ineligible.iter().take(20) {
+        context.out.say(&format!("left alone: {} ({})", skipped.id, skipped.why.as_str()));
+    }
+    if done.ineligible.len() > 20 {
+        context.out.say(&format!("… and {} more", done.ineligible.len() - 20));
+    }
+    if done.left > 0 {
+        context.out.say(&format!("{} more match: run it again for them", done.left));
+    }
+    Ok(())
+}
+
+fn table(done: &Done, settled: Option<Settled>, verb: &str) -> Rows {
+    let (heading, replayed) = match (verb, done.dry_run) {
+        (_, true) => ("WOULD CHANGE", false),
+        ("replay", _) => ("REPLAYING", true),
+        _ => ("DISCARDED", false),
+    };
+    let mut row = vec![done.ids.len().to_string(), done.ineligible.len().to_string(), done.left.to_string()];
+    match settled.filter(|_| replayed) {
+        None => {
+            let mut rows = Rows::new(&[heading, "LEFT ALONE", "LEFT OVER"]);
+            rows.push(row);
+            rows
+        }
+        Some(s) => {
+            let mut rows =
+                Rows::new(&["REPLAYED", "LEFT ALONE", "LEFT OVER", "SUCCEEDED", "FAILED AGAIN", "WAITING", "GONE"]);
+            row.extend([s.replayed, s.failed_again, s.waiting, s.other].map(|n| n.to_string()));
+            rows.push(row);
+            rows
+        }
+    }
+}
+
+/// Nothing done is a different end for "nobody knows it" and "it was dealt with already".
+fn ending(done: &Done) -> Ending {
+    let unknown = done.ineligible.iter().filter(|i| i.why == Why::NotFound).count();
+    match (done.ids.is_empty(), done.ineligible.len()) {
+        (false, 0) => Ok(Exit::Ok),
+        (false, _) => Ok(Exit::Partly),
+        (true, n) if n == unknown => Err(Failure::new(Exit::NotFound, "no open dead letter matches")),
+        (true, _) => Err(Failure::new(Exit::Conflict, "none of them can be changed any more")
+            .or_try("onceflow dlq list --state any")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::Ineligible;
+
+    fn done(changed: usize, whys: &[Why]) -> Done {
+        let id = Uuid::nil();
+        let ineligible = whys.iter().map(|why| Ineligible { id, why: *why }).collect();
+        Done { ids: vec![id; changed], ineligible, ..Done::default() }
+    }
+
+    #[test]
+    fn the_exit_code_tells_how_a_change_ended() {
+        let code = |done: &Done| ending(done).unwrap_or_else(|failure| failure.exit);
+        assert_eq!(code(&done(2, &[])), Exit::Ok);
+        assert_eq!(code(&done(2, &[Why::NotFound])), Exit::Partly);
+        assert_eq!(code(&done(0, &[])), Exit::NotFound);
+        assert_eq!(code(&done(0, &[Why::NotFound])), Exit::NotFound);
+        assert_eq!(code(&done(0, &[Why::Replayed])), Exit::Conflict);
+    }
+}

@@ -1,0 +1,42 @@
+//! `onceflow dlq …`: dead letters.
+
+mod change;
+mod groups;
+mod list;
+mod select;
+mod show;
+mod wait;
+
+use clap::Subcommand;
+
+use super::context::Context;
+use super::exit::Ending;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Dead letters, newest first.
+    #[command(after_help = list::EXAMPLES)]
+    List(list::Args),
+    /// Dead letters by how they failed, most first.
+    #[command(after_help = groups::EXAMPLES)]
+    Groups(groups::Args),
+    /// One dead letter with payload, headers and errors.
+    #[command(after_help = show::EXAMPLES)]
+    Show(show::Args),
+    /// Send dead letters again, only to the consumer that failed.
+    #[command(after_help = change::REPLAY_EXAMPLES)]
+    Replay(change::ReplayArgs),
+    /// Close dead letters for good; they stay readable.
+    #[command(after_help = change::DISCARD_EXAMPLES)]
+    Discard(change::ChangeArgs),
+}
+
+pub(super) async fn run(context: &Context, command: Command) -> Ending {
+    match command {
+        Command::List(args) => list::run(context, &args).await,
+        Command::Groups(args) => groups::run(context, &args).await,
+        Command::Show(args) => show::run(context, &args).await,
+        Command::Replay(args) => change::replay(context, &args).await,
+        Command::Discard(args) => change::discard(context, &args).await,
+    }
+}

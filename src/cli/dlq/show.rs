@@ -1,0 +1,85 @@
+//! `onceflow dlq show`
+
+use std::fmt::Write as _;
+
+use uuid::Uuid;
+
+use super::super::context::Context;
+use super::super::exit::{Ending, Exit};
+use super::super::output::{Format, printable, time};
+use crate::replay::DeadLetter;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  onceflow dlq show 0197a1b2-…
+  onceflow dlq show 0197a1b2-… -o json | jq -r .payload_text";
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Args {
+    /// The dead letter
+    #[arg(value_name = "ID")]
+    id: Uuid,
+}
+
+pub(super) async fn run(context: &Context, args: &Args) -> Ending {
+    let letter: DeadLetter = context.client()?.get(&format!("dlq/{}", args.id), &()).await?;
+    if context.out.format == Format::Table {
+        context.out.text(&page(&letter))?;
+    } else {
+        context.out.data("onceflow.dlq.show/1", &letter, super::super::output::Rows::default)?;
+    }
+    if letter.summary.state == "open" {
+        context.out.say(&format!("  -> onceflow dlq replay {}", letter.summary.id));
+    }
+    Ok(Exit::Ok)
+}
+
+fn page(letter: &DeadLetter) -> String {
+    let s = &letter.summary;
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        // Writing to a string can't fail.
+        let _written = writeln!(text, "{name:<14} {}", printable(value));
+    };
+    line("id", &s.id.to_string());
+    line("event", &format!("{} from {:?} ({})", s.event_id, s.source, s.event_type));
+    line("subject", s.subject.as_deref().unwrap_or("-"));
+    line("ordering key", letter.partition_key.as_deref().unwrap_or("-"));
+    line("tenant", &s.tenant);
+    line("consumer", &format!("{} {}", s.consumer, letter.consumer_version));
+    line("state", &state(letter));
+    line("failed", &format!("at {} with {} (group {})", s.stage, s.reason_code, s.group));
+    line("attempts", &format!("{}, replayed {} times, arrived {} times", s.attempts, s.replays, s.occurrences));
+    line("first failed", &time(s.first_failed_at));
+    line("last failed", &time(s.last_failed_at));
+    line("route", &format!("exchange {:?}, routing key {:?}", letter.original_exchange, letter.original_routing_key));
+    for (depth, error) in letter.error_chain.iter().enumerate() {
+        line(if depth == 0 { "error" } else { "  because" }, error);
+    }
+    if let Some(headers) = letter.headers.as_object() {
+        for (name, value) in headers {
+            line("header", &format!("{name}: {value}"));
+        }
+    }
+    line("payload", &format!("{} bytes, {}", letter.payload_bytes, letter.content_type.as_deref().unwrap_or("untyped")));
+    text.push_str(&payload(letter));
+    text
+}
+
+fn state(letter: &DeadLetter) -> String {
+    match (&letter.closed_at, &letter.closed_by, &letter.closed_reason) {
+        (Some(at), Some(by), why) => {
+            format!("{} {} by {by}: {}", letter.summary.state, time(*at), why.as_deref().unwrap_or("-"))
+        }
+        _ => letter.summary.state.clone(),
+    }
+}
+
+/// Payloads come from strangers: line breaks stay, nothing else may steer the terminal.
+fn payload(letter: &DeadLetter) -> String {
+    match (&letter.payload_text, &letter.payload_base64) {
+        (Some(text), _) => text.lines().map(|l| printable(l) + "\n").collect(),
+        (None, Some(base64)) => format!("(base64) {base64}\n"),
+        (None, None) => String::new(),
+    }
+}

@@ -1,0 +1,127 @@
+//! The command line: `onceflow <noun> <verb>`. Data on stdout, talk on stderr, a number for scripts at the end.
+
+mod check;
+mod client;
+mod completion;
+mod consumers;
+mod context;
+mod dlq;
+mod events;
+mod exit;
+mod migrate;
+mod outbox;
+mod output;
+mod run;
+mod status;
+mod topics;
+mod version;
+
+use clap::{Parser, Subcommand};
+
+pub use exit::Exit;
+
+use self::context::{Context, Global};
+use self::exit::Ending;
+
+/// Event-driven stream processor on RabbitMQ and PostgreSQL: applies every change event once in effect.
+#[derive(Debug, Parser)]
+#[command(name = "onceflow", version, max_term_width = 100, after_help = topics::EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The service: read, apply, republish.
+    #[command(after_help = run::EXAMPLES)]
+    Run,
+    /// Bring the database's schema up to date.
+    #[command(after_help = migrate::EXAMPLES)]
+    Migrate(migrate::Args),
+    /// Configuration, reachability, schema and what differs on the broker.
+    #[command(after_help = check::EXAMPLES)]
+    Check,
+    /// What runs, what waits and for what.
+    #[command(after_help = status::EXAMPLES)]
+    Status(status::Args),
+    /// Event types, samples, and publishing one: the producers' tool.
+    #[command(subcommand)]
+    Events(events::Command),
+    /// Dead letters: look, replay, discard.
+    #[command(subcommand)]
+    Dlq(dlq::Command),
+    /// Consumers: list, pause, resume.
+    #[command(subcommand)]
+    Consumers(consumers::Command),
+    /// The outbox and the rows that the broker would not take.
+    #[command(subcommand)]
+    Outbox(outbox::Command),
+    /// Completions for a shell.
+    #[command(after_help = completion::EXAMPLES)]
+    Completion(completion::Args),
+    /// Version of this build.
+    Version,
+    /// What the exit codes mean.
+    #[command(hide = true, after_help = topics::exit_codes())]
+    ExitCodes,
+    /// Environment variables of the command line.
+    #[command(hide = true, after_help = topics::ENVIRONMENT)]
+    Environment,
+}
+
+impl Cli {
+    /// Runs the command, tells a failure on stderr and returns the exit code.
+    pub async fn dispatch(self) -> Exit {
+        let context = Context::new(self.global);
+        match carry_out(&context, self.command).await {
+            Ok(exit) => exit,
+            Err(failure) => {
+                context.out.fail(&failure);
+                failure.exit
+            }
+        }
+    }
+}
+
+async fn carry_out(context: &Context, command: Command) -> Ending {
+    match command {
+        Command::Run => run::run(context).await,
+        Command::Migrate(args) => migrate::run(context, &args).await,
+        Command::Check => check::run(context).await,
+        Command::Status(args) => status::run(context, &args).await,
+        Command::Events(command) => events::run(context, command).await,
+        Command::Dlq(command) => dlq::run(context, command).await,
+        Command::Consumers(command) => consumers::run(context, command).await,
+        Command::Outbox(command) => outbox::run(context, command).await,
+        Command::Completion(args) => completion::run(context, &args),
+        Command::Version => version::run(context),
+        Command::ExitCodes => context.out.text(&topics::exit_codes()).map(|()| Exit::Ok),
+        Command::Environment => context.out.text(topics::ENVIRONMENT).map(|()| Exit::Ok),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_tells_what_it_does() {
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands() {
+                assert!(sub.get_about().is_some(), "{} has no help", sub.get_name());
+                check(sub);
+            }
+        }
+        check(&Cli::command());
+    }
+}

@@ -1,0 +1,18 @@
+//! `[broker]`: `url`, `url_file`, `allow_plaintext`, `heartbeat`.
+
+use super::reader::Reader;
+use crate::broker::Settings;
+
+pub(super) fn read(reader: &mut Reader) -> Settings {
+    let settings = Settings {
+        url: reader.required_secret("broker.url", "amqp://user:password@localhost:5672/%2f"),
+        allow_plaintext: reader.get("broker.allow_plaintext", false),
+        heartbeat: reader.duration("broker.heartbeat", "10s"),
+        name: "onceflow".to_owned(),
+    };
+    let given = !secrecy::ExposeSecret::expose_secret(&settings.url).is_empty();
+    if let Some(error) = settings.check().err().filter(|_| given) {
+        reader.problem("broker.url", error.to_string());
+    }
+    settings
+}

@@ -1,0 +1,79 @@
+//! `[database]`: `url`, `url_file`, `allow_plaintext`, `statement_timeout`, `max_connections`.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::reader::Reader;
+use crate::db::{Pool, Settings, SettingsError};
+
+/// How to reach PostgreSQL. Each part of the program has a pool of its own, so that none can starve another.
+#[derive(Debug, Clone)]
+pub struct DatabaseSettings {
+    url: SecretString,
+    allow_plaintext: bool,
+    statement_timeout: Duration,
+    max_connections: usize,
+}
+
+/// Whom a pool serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Handlers and dead letters.
+    Consumers,
+    /// The relay.
+    Relay,
+    /// API, health and sampling.
+    Admin,
+}
+
+/// Connections of the relay: one works, one is spare.
+const RELAY_CONNECTIONS: usize = 2;
+/// Connections of the API.
+const ADMIN_CONNECTIONS: usize = 4;
+
+impl DatabaseSettings {
+    /// Opens the pool of a role; connects on first use.
+    ///
+    /// # Errors
+    /// When the URL can't be used as it is.
+    pub fn pool(&self, role: Role) -> Result<Pool, SettingsError> {
+        let (name, max_connections) = match role {
+            Role::Consumers => ("onceflow consumers", self.max_connections),
+            Role::Relay => ("onceflow relay", RELAY_CONNECTIONS),
+            Role::Admin => ("onceflow admin", ADMIN_CONNECTIONS),
+        };
+        Pool::new(&Settings {
+            url: self.url.clone(),
+            max_connections,
+            statement_timeout: self.statement_timeout,
+            allow_plaintext: self.allow_plaintext,
+            application_name: name.to_owned(),
+        })
+    }
+
+    /// Host and database, without the credentials.
+    pub fn address(&self) -> String {
+        match url::Url::parse(self.url.expose_secret()) {
+            Ok(url) => {
+                let host = url.host_str().unwrap_or("a local socket");
+                format!("{host}:{}{}", url.port().unwrap_or(5432), url.path())
+            }
+            Err(_) => "an unusable URL".to_owned(),
+        }
+    }
+}
+
+pub(super) fn read(reader: &mut Reader) -> DatabaseSettings {
+    let settings = DatabaseSettings {
+        url: reader.required_secret("database.url", "postgres://user:password@localhost:5432/onceflow"),
+        allow_plaintext: reader.get("database.allow_plaintext", false),
+        statement_timeout: reader.duration("database.statement_timeout", "20s"),
+        max_connections: reader.within("database.max_connections", 16, 2..=500),
+    };
+    let given = !settings.url.expose_secret().is_empty();
+    if let Some(error) = settings.pool(Role::Consumers).err().filter(|_| given) {
+        reader.problem("database.url", error.to_string());
+    }
+    settings
+}

@@ -1,0 +1,128 @@
+//! The consumer: what it reads and publishes, and the one place where an event finds its rule.
+
+use async_trait::async_trait;
+use prost::Message;
+use serde::de::DeserializeOwned;
+
+use super::downstream::{DEPARTMENT_CHANGED, MEMBERSHIP_CHANGED, USER_CHANGED};
+use super::event::{self, Change, OrgEvent};
+use super::work::{Verdict, Work};
+use super::{department, membership, proto, user, waiting};
+use crate::db::Tx;
+use crate::event::{Envelope, Rejection};
+use crate::runtime::{Consumer, EventType, HandleError, Outcome, Received, Skip};
+
+/// Keeps the directories' departments, users and memberships.
+pub(crate) struct Org;
+
+#[async_trait]
+impl Consumer for Org {
+    type Event = OrgEvent;
+
+    const NAME: &'static str = "org";
+    const BINDINGS: &'static [&'static str] = &["org.#"];
+    const READS: &'static [EventType] = READS;
+    const PUBLISHES: &'static [EventType] = PUBLISHES;
+
+    fn decode(&self, envelope: &Envelope) -> Result<OrgEvent, Rejection> {
+        OrgEvent::decode(envelope)
+    }
+
+    async fn handle_one(&self, tx: &Tx, received: &Received<OrgEvent>) -> Result<Outcome, HandleError> {
+        let OrgEvent { directory, stamp, change } = &*received.event;
+        let mut work = Work::new(tx, &received.envelope.tenant, directory);
+        let verdict = match change {
+            Change::Department { id, values: Some(values) } => department::upsert(&mut work, id, stamp, values).await?,
+            Change::Department { id, values: None } => department::delete(&mut work, id, stamp).await?,
+            Change::User { id, values } => user::write(&mut work, id, stamp, values.as_ref()).await?,
+            Change::Membership { key, values: Some(values) } => membership::add(&mut work, key, stamp, values).await?,
+            Change::Membership { key, values: None } => membership::remove(&mut work, key, stamp).await?,
+        };
+        match verdict {
+            Verdict::Applied => waiting::release(&mut work).await?,
+            Verdict::Stale => return Ok(Outcome::Skipped(Skip::Stale)),
+            Verdict::NoChange => return Ok(Outcome::Skipped(Skip::Because("no_change"))),
+            Verdict::Blocked(block) if block.is_tree() => {
+                return Ok(Outcome::Reject(Rejection::refused(block.reason, block.message)));
+            }
+            Verdict::Blocked(block) if !waiting::keep(&work, change, stamp, &block).await? => {
+                return Ok(Outcome::Skipped(Skip::Stale));
+            }
+            Verdict::Blocked(_) => {}
+        }
+        Ok(Outcome::Applied(work.into_downstream()))
+    }
+}
+
+const READS: &[EventType] = &[
+    EventType {
+        name: event::DEPARTMENT_UPSERTED,
+        summary: "A department was created, renamed or moved",
+        message: "onceflow.org.v1.DepartmentUpserted",
+        sample: include_str!("../../../samples/org/department.upserted.json"),
+        to_protobuf: Some(to_protobuf::<proto::DepartmentUpserted>),
+    },
+    EventType {
+        name: event::DEPARTMENT_DELETED,
+        summary: "A department was deleted; waits until it is empty",
+        message: "onceflow.org.v1.DepartmentDeleted",
+        sample: include_str!("../../../samples/org/department.deleted.json"),
+        to_protobuf: Some(to_protobuf::<proto::DepartmentDeleted>),
+    },
+    EventType {
+        name: event::USER_UPSERTED,
+        summary: "A user was created or changed",
+        message: "onceflow.org.v1.UserUpserted",
+        sample: include_str!("../../../samples/org/user.upserted.json"),
+        to_protobuf: Some(to_protobuf::<proto::UserUpserted>),
+    },
+    EventType {
+        name: event::USER_DELETED,
+        summary: "A user was deleted; their memberships end too",
+        message: "onceflow.org.v1.UserDeleted",
+        sample: include_str!("../../../samples/org/user.deleted.json"),
+        to_protobuf: Some(to_protobuf::<proto::UserDeleted>),
+    },
+    EventType {
+        name: event::MEMBERSHIP_ADDED,
+        summary: "A user joined a department, or the membership changed",
+        message: "onceflow.org.v1.MembershipAdded",
+        sample: include_str!("../../../samples/org/membership.added.json"),
+        to_protobuf: Some(to_protobuf::<proto::MembershipAdded>),
+    },
+    EventType {
+        name: event::MEMBERSHIP_REMOVED,
+        summary: "A user left a department",
+        message: "onceflow.org.v1.MembershipRemoved",
+        sample: include_str!("../../../samples/org/membership.removed.json"),
+        to_protobuf: Some(to_protobuf::<proto::MembershipRemoved>),
+    },
+];
+
+const PUBLISHES: &[EventType] = &[
+    EventType {
+        name: DEPARTMENT_CHANGED,
+        summary: "A department changed here, with its version and the changed fields",
+        message: "onceflow.org.v1.DepartmentChanged",
+        sample: "",
+        to_protobuf: None,
+    },
+    EventType {
+        name: USER_CHANGED,
+        summary: "A user changed here, with their version and the changed fields",
+        message: "onceflow.org.v1.UserChanged",
+        sample: "",
+        to_protobuf: None,
+    },
+    EventType {
+        name: MEMBERSHIP_CHANGED,
+        summary: "A membership changed here, with its version and the changed fields",
+        message: "onceflow.org.v1.MembershipChanged",
+        sample: "",
+        to_protobuf: None,
+    },
+];
+
+fn to_protobuf<M: Message + DeserializeOwned>(json: &str) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::from_str::<M>(json).map(|message| message.encode_to_vec())
+}

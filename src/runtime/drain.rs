@@ -1,0 +1,137 @@
+//! Moves what the broker gave up on (`onceflow.<consumer>.dlq`) into the table of dead letters, so that there is one place to look.
+
+use serde_json::Value;
+use tracing::{info, warn};
+
+use super::dead_letter::{DeadLetter, Identity};
+use super::delivery::Shared;
+use super::headers::History;
+use super::lane::broker_rejection;
+use super::settle::Settler;
+use super::wire;
+use crate::broker::{BrokerError, Delivery, Subscription, Topology};
+use crate::clock;
+use crate::message::{Message, Route};
+use crate::pacing::Pacing;
+use crate::telemetry;
+
+/// Dead letters are rare; a few at a time are enough.
+const PREFETCH: u16 = 20;
+
+/// Drains one consumer's broker dead letters until `stop`. The queue is declared by the consumer itself.
+pub async fn run_drain(consumer: &'static str, shared: Shared) {
+    let settler = Settler {
+        consumer,
+        settings: shared.settings.clone(),
+        pool: shared.pool.clone(),
+        retries: shared.retries.clone(),
+        abort: shared.abort.clone(),
+    };
+    let mut pacing = Pacing::reconnect();
+    while !shared.stop.is_cancelled() {
+        if let Err(error) = drain_once(consumer, &shared, &settler, &mut pacing).await {
+            tracing::debug!(consumer, %error, "draining the broker's dead letters: {error}; trying again");
+            if shared.stop.run_until_cancelled(tokio::time::sleep(pacing.next_wait())).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+async fn drain_once(
+    consumer: &'static str,
+    shared: &Shared,
+    settler: &Settler,
+    pacing: &mut Pacing,
+) -> Result<(), BrokerError> {
+    let queue = shared.settings.names.dlq(consumer);
+    let opened = Subscription::open(&shared.link, &Topology::default(), &queue, PREFETCH, &shared.stop).await?;
+    let Some(mut subscription) = opened else { return Ok(()) };
+    pacing.reset();
+    loop {
+        let delivery = tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => {
+                subscription.close().await;
+                return Ok(());
+            }
+            next = subscription.next() => next?,
+        };
+        bury(consumer, shared, settler, &delivery).await;
+    }
+}
+
+async fn bury(consumer: &'static str, shared: &Shared, settler: &Settler, delivery: &Delivery) {
+    let message = &delivery.message;
+    let death = Death::of(message, &delivery.route);
+    let history = History::of(message, &delivery.route);
+    let identity = match wire::decode(message, &shared.settings.limits) {
+        Ok(envelope) => Identity::of_event(&envelope),
+        Err(_) => Identity::of_unreadable(message),
+    };
+    let rejection = broker_rejection(death.reason, death.explanation());
+    let now = clock::now();
+    let event_id = identity.event_id.clone();
+    let dead = DeadLetter {
+        consumer,
+        identity,
+        message,
+        origin: if history.origin.exchange.is_empty() { death.origin } else { history.origin },
+        stage: rejection.stage.as_str(),
+        reason: rejection.code.to_owned(),
+        error_chain: vec![rejection.message.clone()],
+        attempts: history.attempts.saturating_add(1),
+        first_failed_at: history.first_failed_at.unwrap_or(now),
+        last_failed_at: now,
+        replay_id: history.replay_id,
+    };
+    if !settler.bury_at_last(&dead).await {
+        return;
+    }
+    telemetry::dead_letter(consumer, if rejection.code == "expired" { "expired" } else { "delivery_limit" });
+    warn!(
+        consumer,
+        event.id = event_id,
+        reason = rejection.code,
+        "the broker gave up on event {event_id}: {rejection}"
+    );
+    if let Err(error) = delivery.ack().await {
+        info!(consumer, %error, "ack lost: the dead letter comes again and is counted as a copy");
+    }
+}
+
+/// What the broker says in `x-death` about why it gave up. Read for people only: its form changes between versions.
+struct Death {
+    reason: &'static str,
+    queue: String,
+    origin: Route,
+}
+
+impl Death {
+    fn of(message: &Message, route: &Route) -> Self {
+        let last = message.headers.get("x-death").and_then(Value::as_array).and_then(|deaths| deaths.first());
+        let text = |key: &str| last.and_then(|d| d.get(key)).and_then(Value::as_str).unwrap_or_default();
+        let first_key = last.and_then(|d| d.get("routing-keys")).and_then(|keys| keys.get(0)).and_then(Value::as_str);
+        let reason = match text("reason") {
+            "expired" => "expired",
+            "rejected" => "rejected",
+            "maxlen" => "maxlen",
+            _ => "delivery_limit",
+        };
+        let origin = Route {
+            exchange: text("exchange").to_owned(),
+            routing_key: first_key.unwrap_or(&route.routing_key).to_owned(),
+        };
+        Self { reason, queue: text("queue").to_owned(), origin }
+    }
+
+    fn explanation(&self) -> String {
+        let what = match self.reason {
+            "expired" => "it expired",
+            "rejected" => "it was rejected",
+            "maxlen" => "the queue was full",
+            _ => "it was delivered too often without an ack: a handler may end the process or the connection",
+        };
+        format!("the broker moved it from queue {:?}: {what}", self.queue)
+    }
+}

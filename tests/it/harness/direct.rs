@@ -1,0 +1,98 @@
+//! A consumer on a real database, without a broker.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use onceflow::db::{Commit, Pool};
+use onceflow::event::{DEFAULT_TENANT, Envelope, Format, Rejection, Trace};
+use onceflow::runtime::{AnyConsumer, Consumer, HandleError, Outcome, erase};
+use serde_json::Value;
+
+use super::Database;
+
+/// A consumer with a database of its own.
+pub(crate) struct Direct {
+    pub(crate) database: Database,
+    pool: Pool,
+    consumer: Box<dyn AnyConsumer>,
+}
+
+impl Direct {
+    pub(crate) async fn new(consumer: impl Consumer) -> Self {
+        Self::of(erase(consumer)).await
+    }
+
+    /// One of the registered consumers, whose type is private.
+    pub(crate) async fn of(consumer: Box<dyn AnyConsumer>) -> Self {
+        let database = Database::new().await;
+        let pool = database.pool();
+        Self { database, pool, consumer }
+    }
+
+    /// Applies the events one by one, each in its own transaction. As in the runtime, only applied and skipped events are
+    /// committed; a rejection, from wherever, is an error here.
+    pub(crate) async fn apply(&self, events: Vec<Envelope>) -> Vec<Result<Outcome, Rejection>> {
+        let mut results = Vec::with_capacity(events.len());
+        for event in events {
+            results.push(self.apply_batch(vec![event]).await.map(|mut outcomes| outcomes.remove(0)));
+        }
+        results
+    }
+
+    /// Applies one event.
+    pub(crate) async fn apply_one(&self, event: Envelope) -> Result<Outcome, Rejection> {
+        self.apply(vec![event]).await.remove(0)
+    }
+
+    /// Applies the events as one micro-batch in one transaction, which is rolled back unless every one is applied or skipped.
+    pub(crate) async fn apply_batch(&self, events: Vec<Envelope>) -> Result<Vec<Outcome>, Rejection> {
+        let mut decoded = Vec::with_capacity(events.len());
+        for event in events {
+            let payload = self.consumer.decode(&event)?;
+            decoded.push((Arc::new(event), payload));
+        }
+        let expected = decoded.len();
+        let tx = self.pool.begin().await.unwrap();
+        let outcomes = match self.consumer.handle(&tx, decoded).await {
+            Ok(outcomes) => outcomes,
+            Err(HandleError::Rejected(rejection)) => {
+                tx.rollback().await;
+                return Err(rejection);
+            }
+            Err(HandleError::Database(error)) => panic!("{error}"),
+        };
+        assert_eq!(outcomes.len(), expected, "one outcome for each event");
+        let rejected = outcomes.iter().find_map(|outcome| match outcome {
+            Outcome::Reject(rejection) => Some(rejection.clone()),
+            _ => None,
+        });
+        if let Some(rejection) = rejected {
+            tx.rollback().await;
+            return Err(rejection);
+        }
+        if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Retry { .. })) {
+            tx.rollback().await;
+            return Ok(outcomes);
+        }
+        match tx.commit().await {
+            Commit::Committed => Ok(outcomes),
+            Commit::RolledBack(error) | Commit::Unknown(error) => panic!("not committed: {error}"),
+        }
+    }
+}
+
+/// A plain JSON event of the default tenant, ordered by its own id.
+pub(crate) fn envelope(event_type: &str, id: &str, payload: &Value) -> Envelope {
+    Envelope {
+        id: id.to_owned(),
+        source: "test".to_owned(),
+        event_type: event_type.to_owned(),
+        subject: None,
+        partition_key: id.to_owned(),
+        time: None,
+        tenant: DEFAULT_TENANT.to_owned(),
+        trace: Trace::default(),
+        format: Format::Json,
+        data: Bytes::from(payload.to_string()),
+    }
+}

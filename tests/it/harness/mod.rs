@@ -1,0 +1,35 @@
+//! What every integration test stands on.
+//!
+//! [`servers`] are real and shared by the whole test process; [`Database`] and [`Vhost`] belong to one test; [`direct`] tries
+//! a consumer without a broker; [`eventually`] waits for a state with a deadline.
+
+#![allow(dead_code, unused_imports, reason = "a toolbox: each tool is for the tests that need it")]
+
+mod database;
+pub(crate) mod direct;
+mod eventually;
+mod servers;
+mod vhost;
+
+pub(crate) use database::Database;
+pub(crate) use eventually::eventually;
+pub(crate) use servers::{Addresses, servers};
+pub(crate) use vhost::Vhost;
+
+/// A name that nothing else on the shared servers has. Old ones are known by their beginning and removed.
+fn unique(prefix: &str) -> String {
+    format!("{prefix}{}", uuid::Uuid::now_v7().simple())
+}
+
+/// Cleans up after a test without keeping it waiting; at the end of the process it may not come to its end.
+fn in_background<F>(work: impl FnOnce() -> F + Send + 'static)
+where
+    F: Future<Output = ()>,
+{
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        if let Ok(runtime) = runtime {
+            runtime.block_on(work());
+        }
+    });
+}
