@@ -134,6 +134,7 @@ async fn send_and_confirm(channel: &Channel, batch: &[Outgoing]) -> Result<Confi
         let sent = channel.basic_publish(exchange, key, options, &outgoing.message.body, properties).await;
         confirms.push(sent.map_err(failed)?);
     }
+    crate::failpoint::hit("after_publish");
     let mut acked = Vec::with_capacity(batch.len());
     let mut returned = Vec::new();
     for confirm in confirms {

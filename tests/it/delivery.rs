@@ -248,7 +248,7 @@ async fn a_replay_reaches_only_the_consumer_that_failed_keeps_its_id_and_closes_
     stack.publish(EVENT, "later", &order("wait", 1)).await;
     assert_eq!(stack.death("later").await, ("exhausted".to_owned(), "timeout".to_owned()));
     probe.gate.add_permits(10);
-    let pool = stack.database.pool();
+    let pool = stack.pool();
     let queues = [("probe".to_owned(), "onceflow.probe".to_owned())].into();
     let change = onceflow::replay::Change {
         selection: onceflow::replay::Selection::Filter(onceflow::replay::Filter::default()),

@@ -3,7 +3,11 @@
 mod harness;
 
 mod delivery;
+#[cfg(feature = "failpoints")]
+mod faults;
 mod org;
+mod outages;
 mod payment;
 mod servers;
+mod sms;
 mod tidy;

@@ -47,8 +47,9 @@ pub(super) async fn play(demo: Demo<'_>) -> anyhow::Result<bool> {
     let names = &demo.config.runtime.names;
     demo.bind_sibling(names).await?;
     let before = demo.at_rest(&mut |_| {}).await.context("before the demo")?;
-    let run = Uuid::new_v4().simple().to_string();
-    let world = World::new(&names.ingress(), &run[..6]);
+    let run = Uuid::now_v7().simple().to_string();
+    // The end of the id is random; the beginning is the time.
+    let world = World::new(&names.ingress(), &run[26..]);
     screen.say(&format!(
         "\nA sample world: 1,200 people in 60 departments from two directories, 440 orders, 500 payment callbacks, 200 SMS\n\
          requests, {} broken messages. {} messages in all go to {}.\n",

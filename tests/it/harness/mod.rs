@@ -9,11 +9,13 @@ mod database;
 pub(crate) mod direct;
 mod eventually;
 pub(crate) mod probe;
+pub(crate) mod proxy;
 mod servers;
+pub(crate) mod service;
 pub(crate) mod stack;
 mod vhost;
 
-pub(crate) use database::Database;
+pub(crate) use database::{Database, connect, pool};
 pub(crate) use eventually::eventually;
 pub(crate) use servers::{Addresses, servers};
 pub(crate) use probe::Probe;
