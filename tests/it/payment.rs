@@ -410,3 +410,14 @@ async fn the_schema_itself_refuses_a_second_accepted_success_and_impossible_orde
         assert_eq!(error.as_db_error().and_then(|e| e.constraint()), Some(constraint));
     }
 }
+
+#[tokio::test]
+async fn a_payment_that_the_schema_refuses_is_rejected_alone_and_never_called_a_duplicate() {
+    let direct = direct().await;
+    direct.apply_one(event(PLACED, &placed("SO-1"))).await.unwrap();
+    direct.apply_one(success("SO-1", "n1", "t1")).await.unwrap();
+    let by_hand = "update onceflow.payment_order set state = 'PAYING'";
+    direct.database.client().await.batch_execute(by_hand).await.unwrap();
+    assert_eq!(direct.apply_one(success("SO-1", "n2", "t2")).await.unwrap_err().code, "inconsistent_order");
+    assert_eq!(recorded(&direct, "SO-1").await, ["SUCCESS accepted"]);
+}
