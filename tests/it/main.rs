@@ -2,6 +2,9 @@
 
 mod harness;
 
+mod admin;
+mod cli;
 mod org;
 mod payment;
+mod replay;
 mod servers;
