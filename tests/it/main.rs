@@ -2,12 +2,15 @@
 
 mod harness;
 
+mod admin;
+mod cli;
 mod delivery;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod org;
 mod outages;
 mod payment;
+mod replay;
 mod servers;
 mod sms;
 mod tidy;
