@@ -5,6 +5,7 @@ mod harness;
 mod admin;
 mod cli;
 mod delivery;
+mod documents;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod org;

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use uuid::Uuid;
 
-use crate::broker::{
-    Binding, ExchangeSpec, Link, Outgoing, QueueKind, QueueSpec, Topology, publish_once, queue_depth,
-};
+use crate::broker::{Binding, ExchangeSpec, Link, Outgoing, QueueKind, QueueSpec, Topology, publish_once, queue_depth};
 use crate::config::Config;
 use crate::db::{Commit, Pool};
 use crate::replay::{self, Change, Filter, Group, Selection};

@@ -60,7 +60,12 @@ async fn forward(client: TcpStream, server: TcpStream, to_cut: Arc<AtomicUsize>,
     }
 }
 
-async fn upward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, to_cut: Arc<AtomicUsize>, swallow: watch::Sender<bool>) {
+async fn upward(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    to_cut: Arc<AtomicUsize>,
+    swallow: watch::Sender<bool>,
+) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
         let is_commit = buffer[..n].windows(COMMIT.len()).any(|w| w == COMMIT);
@@ -74,7 +79,12 @@ async fn upward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, to_cut: Arc<Ato
     }
 }
 
-async fn downward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, swallowing: watch::Receiver<bool>, cut: Arc<AtomicUsize>) {
+async fn downward(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    swallowing: watch::Receiver<bool>,
+    cut: Arc<AtomicUsize>,
+) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
         if *swallowing.borrow() {

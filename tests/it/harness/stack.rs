@@ -143,8 +143,11 @@ impl Stack {
     /// Binds the sibling's queue later on.
     pub(crate) async fn bind_sibling(&self) {
         let egress = self.config.runtime.names.egress();
-        let topology =
-            Topology { queues: vec![queue(SIBLING)], bindings: vec![binding(SIBLING, &egress, "#")], ..Topology::default() };
+        let topology = Topology {
+            queues: vec![queue(SIBLING)],
+            bindings: vec![binding(SIBLING, &egress, "#")],
+            ..Topology::default()
+        };
         assert!(topology.declare_all(&self.link).await.unwrap().is_empty());
     }
 
@@ -190,8 +193,7 @@ impl Stack {
     }
 
     pub(crate) fn to_ingress(&self, routing_key: &str, message: Message) -> Outgoing {
-        let route =
-            Route { exchange: self.config.runtime.names.ingress(), routing_key: routing_key.to_owned() };
+        let route = Route { exchange: self.config.runtime.names.ingress(), routing_key: routing_key.to_owned() };
         Outgoing { route, message }
     }
 
@@ -202,13 +204,15 @@ impl Stack {
     /// Waits until the inbox has an event, and returns its outcome.
     pub(crate) async fn outcome(&self, id: &str) -> String {
         let sql = "SELECT outcome FROM onceflow.inbox WHERE event_id = $1";
-        eventually(SOON, || async move { self.client.query_opt(sql, &[&id]).await.unwrap().map(|row| row.get(0)) }).await
+        eventually(SOON, || async move { self.client.query_opt(sql, &[&id]).await.unwrap().map(|row| row.get(0)) })
+            .await
     }
 
     /// Waits until an event is a dead letter, and returns its stage and reason.
     pub(crate) async fn death(&self, id: &str) -> (String, String) {
         let sql = "SELECT stage, reason FROM onceflow.dead_letter WHERE event_id = $1 AND state = 'open'";
-        let look = || async move { self.client.query_opt(sql, &[&id]).await.unwrap().map(|row| (row.get(0), row.get(1))) };
+        let look =
+            || async move { self.client.query_opt(sql, &[&id]).await.unwrap().map(|row| (row.get(0), row.get(1))) };
         eventually(SOON, look).await
     }
 
