@@ -1,5 +1,7 @@
 //! One integration test binary: real servers, a database and a virtual host per test, all tests in parallel.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that isn't as expected")]
+
 mod harness;
 
 mod admin;

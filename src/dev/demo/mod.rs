@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use uuid::Uuid;
 
-use crate::broker::{Binding, ExchangeSpec, Link, Outgoing, QueueKind, QueueSpec, Topology, publish_once, queue_depth};
+use crate::broker::{
+    Binding, ExchangeSpec, Link, Outgoing, QueueKind, QueueSpec, Topology, publish_once, queue_depths,
+};
 use crate::config::Config;
 use crate::db::{Commit, Pool};
 use crate::replay::{self, Change, Filter, Group, Selection};
@@ -131,20 +133,19 @@ impl Demo<'_> {
 
     async fn look(&self) -> anyhow::Result<Look> {
         let names = &self.config.runtime.names;
-        let (mut waiting, mut retrying) = (0, 0);
+        let mut queues = vec![self.sibling_queue()];
         for consumer in &self.consumers {
-            waiting += self.depth(&names.queue(consumer)).await? + self.depth(&names.dlq(consumer)).await?;
-            for rung in &self.config.runtime.retry.rungs {
-                retrying += self.depth(&names.retry(consumer, *rung)).await?;
-            }
+            queues.extend([names.queue(consumer), names.dlq(consumer)]);
         }
-        let sibling = self.depth(&self.sibling_queue()).await?;
+        let waiting_until = queues.len();
+        for consumer in &self.consumers {
+            queues.extend(self.config.runtime.retry.rungs.iter().map(|rung| names.retry(consumer, *rung)));
+        }
+        let depths = queue_depths(self.link, &queues).await?;
+        let sum = |depths: &[u32]| depths.iter().copied().map(i64::from).sum();
+        let (waiting, retrying) = (sum(&depths[1..waiting_until]), sum(&depths[waiting_until..]));
         let counts = store::counts(self.pool).await?;
-        Ok(Look { counts, retrying, waiting, sibling })
-    }
-
-    async fn depth(&self, queue: &str) -> anyhow::Result<i64> {
-        Ok(queue_depth(self.link, queue).await?.map_or(0, i64::from))
+        Ok(Look { counts, retrying, waiting, sibling: sum(&depths[..1]) })
     }
 
     /// Shows the groups, mends the cause of one, replays it and looks at the books again.

@@ -26,11 +26,7 @@ impl Proxy {
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (to_cut, cut) = counters.clone();
-                tokio::spawn(async move {
-                    if let Ok(server) = TcpStream::connect(("127.0.0.1", target_port)).await {
-                        forward(client, server, to_cut, cut).await;
-                    }
-                });
+                tokio::spawn(forward(client, target_port, to_cut, cut));
             }
         });
         Self { port, to_cut, cut }
@@ -47,7 +43,8 @@ impl Proxy {
     }
 }
 
-async fn forward(client: TcpStream, server: TcpStream, to_cut: Arc<AtomicUsize>, cut: Arc<AtomicUsize>) {
+async fn forward(client: TcpStream, target_port: u16, to_cut: Arc<AtomicUsize>, cut: Arc<AtomicUsize>) {
+    let Ok(server) = TcpStream::connect(("127.0.0.1", target_port)).await else { return };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let (swallow, swallowing) = watch::channel(false);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use onceflow::app::App;
 use onceflow::broker::{
     Binding, ExchangeSpec, Link, Outgoing, Purpose, QueueKind, QueueSpec, Subscription, Topology, publish_once,
-    queue_depth,
+    queue_depths,
 };
 use onceflow::config::{self, Config};
 use onceflow::health::Health;
@@ -227,7 +227,7 @@ impl Stack {
     }
 
     pub(crate) async fn depth(&self, queue: &str) -> u32 {
-        queue_depth(&self.link, queue).await.unwrap().unwrap_or(0)
+        queue_depths(&self.link, &[queue.to_owned()]).await.unwrap()[0]
     }
 
     /// Waits until the outbox is empty, then takes everything from the sibling's queue.
