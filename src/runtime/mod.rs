@@ -1,7 +1,7 @@
 //! How an event is handled: contract, lanes, delivery, settling, retries, inbox, dead letters. Knows no domain.
 //!
-//! The way of one event: [`delivery`] takes it from the broker and hands it to a [`lane`]; the lane makes [`attempt`]s at a batch
-//! of events; [`settle`] ends each of them. What comes back from the broker's own dead letters goes through [`drain`].
+//! The way of one event: `delivery` takes it from the broker and hands it to a `lane`; the lane makes `attempt`s at a batch
+//! of events; `settle` ends each of them. What comes back from the broker's own dead letters goes through `drain`.
 
 mod attempt;
 mod contract;

@@ -1,6 +1,6 @@
 //! Private PostgreSQL and RabbitMQ servers: own ports, own directory under the project, loopback only, unprivileged.
 //!
-//! Nothing here touches the system's own servers. Every server runs under a guard ([`guard`]) that stops it when this
+//! Nothing here touches the system's own servers. Every server runs under a guard (`guard`) that stops it when this
 //! process ends in whatever way, `kill -9` included. Data stay in the directory, so that the next start is fast.
 
 mod account;

@@ -94,7 +94,9 @@ async fn d7_the_last_two_members_leaving_at_once_still_empty_the_department() {
         let (one, two, delete) = (no_member("1", "p", 2), no_member("2", "p", 2), no_department("p", 2));
         let (a, b, c) =
             tokio::join!(world.tell(&tenant, &one), world.tell(&tenant, &delete), world.tell(&tenant, &two));
-        (a.unwrap(), b.unwrap(), c.unwrap());
+        a.unwrap();
+        b.unwrap();
+        c.unwrap();
         assert!(world.rows(&tenant).await.contains(&"department p deleted 2 0".to_owned()), "round {round}");
         assert_eq!(world.waiting(&tenant).await, [""; 0]);
     }
