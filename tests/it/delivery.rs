@@ -18,6 +18,11 @@ async fn stack() -> (Stack, Probe) {
     stack_with(Wishes::default()).await
 }
 
+/// With other settings of the runtime than the quick ones.
+async fn stack_set(runtime: &str) -> (Stack, Probe) {
+    stack_with(Wishes { settings: format!("[runtime]\n{runtime}\n"), ..Wishes::default() }).await
+}
+
 async fn stack_with(wishes: Wishes) -> (Stack, Probe) {
     let probe = Probe::new();
     let consumers = || -> Vec<Box<dyn AnyConsumer>> { vec![erase(probe.clone())] };
@@ -37,7 +42,7 @@ fn header<'a>(message: &'a Message, name: &str) -> &'a str {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i1_an_event_is_acknowledged_only_after_its_effects_are_committed() {
-    let (mut stack, probe) = stack().await;
+    let (mut stack, probe) = stack_set("handler_timeout = \"10m\"\ndrain_within = \"1s\"").await;
     stack.publish(EVENT, "held", &order("wait", 1)).await;
     // The handler is inside its transaction: the message must still belong to the queue.
     eventually(SOON, || async { probe_waits(&stack).await.then_some(()) }).await;
@@ -221,7 +226,7 @@ async fn i9_looking_at_dead_letters_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i10_a_stop_finishes_what_is_in_flight_and_gives_the_rest_back_p15() {
-    let (mut stack, _) = stack().await;
+    let (mut stack, _) = stack_set("drain_within = \"60s\"").await;
     let messages = (0..500).map(|n| stack.plain(EVENT, &format!("e{n}"), &order("apply", n))).collect();
     stack.publish_all(messages).await;
     assert!(stack.stop().await, "the drain ended in time");

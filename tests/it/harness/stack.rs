@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Database, Vhost, eventually};
 
 /// Longest wait for anything that is expected to happen.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(120);
 const SIBLING: &str = "sibling";
 
 /// A running service and everything around it.
