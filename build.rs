@@ -8,6 +8,7 @@ use std::{env, fs};
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=migrations");
+    #[allow(clippy::disallowed_methods, reason = "cargo tells a build script where to write by a variable")]
     let out = PathBuf::from(env::var("OUT_DIR")?);
     compile_protos(&out)?;
     list_migrations(&out)?;

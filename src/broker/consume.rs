@@ -87,10 +87,7 @@ impl Subscription {
     /// Closes the channel: what was not acknowledged goes back to the queue.
     pub async fn close(self) {
         self.alive.store(false, Ordering::Release);
-        let closing = self.channel.close(200, "bye".into());
-        if let Err(error) = bounded("close a channel", ANSWER_WITHIN, closing).await {
-            tracing::debug!(%error, "the channel was gone before it was closed");
-        }
+        close(&self.channel).await;
     }
 }
 
@@ -141,17 +138,33 @@ impl Delivery {
     }
 }
 
-/// How many messages lie in a queue; `None` when there is no such queue.
+/// How many messages lie in each queue; 0 for one that doesn't exist.
 ///
 /// # Errors
 /// The broker is away or says no.
-pub async fn queue_depth(link: &Link, queue: &str) -> Result<Option<u32>, BrokerError> {
-    let channel = link.channel_now().await?;
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let looking = channel.queue_declare(queue.into(), options, FieldTable::default());
-    match bounded("look at a queue", ANSWER_WITHIN, looking).await {
-        Ok(found) => Ok(Some(found.message_count())),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
+pub async fn queue_depths(link: &Link, queues: &[String]) -> Result<Vec<u32>, BrokerError> {
+    let mut depths = Vec::with_capacity(queues.len());
+    let mut channel = link.channel_now().await?;
+    for queue in queues {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let looking = channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
+        match bounded("look at a queue", ANSWER_WITHIN, looking).await {
+            Ok(found) => depths.push(found.message_count()),
+            // The broker closes the channel over it.
+            Err(error) if error.is_not_found() => {
+                depths.push(0);
+                channel = link.channel_now().await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    close(&channel).await;
+    Ok(depths)
+}
+
+async fn close(channel: &Channel) {
+    let closing = channel.close(200, "bye".into());
+    if let Err(error) = bounded("close a channel", ANSWER_WITHIN, closing).await {
+        tracing::debug!(%error, "the channel was gone before it was closed");
     }
 }

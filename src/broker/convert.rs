@@ -25,7 +25,7 @@ pub(super) fn message_from(properties: &BasicProperties, body: Vec<u8>) -> Messa
         correlation_id: text(properties.correlation_id()),
         timestamp: *properties.timestamp(),
         expiration: text(properties.expiration()),
-        headers: properties.headers().as_ref().map(|t| headers_from(t)).unwrap_or_default(),
+        headers: properties.headers().as_ref().map(headers_from).unwrap_or_default(),
         body: Bytes::from(body),
     }
 }

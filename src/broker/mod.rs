@@ -8,7 +8,7 @@ mod link;
 mod publish;
 mod settings;
 
-pub use consume::{Delivery, Subscription, queue_depth};
+pub use consume::{Delivery, Subscription, queue_depths};
 pub use declare::{Binding, ExchangeSpec, QueueKind, QueueSpec, Topology};
 pub use error::BrokerError;
 pub use link::{Link, Purpose};

@@ -42,6 +42,9 @@ pub(super) async fn run(context: &Context, args: &Args) -> Ending {
     let wishes = Wishes { once: args.once, no_demo: args.no_demo };
     match Session::run(project, wishes).await.map_err(failed)? {
         true => Ok(Exit::Ok),
-        false => Err(Failure::new(Exit::Failed, "the sums do not add up").because("an event is missing or was counted twice")),
+        false => {
+            Err(Failure::new(Exit::Failed, "the sums do not add up")
+                .because("an event is missing or was counted twice"))
+        }
     }
 }

@@ -82,10 +82,10 @@ impl Reader {
                 default
             });
         }
-        match self.file_value(key).map(|value| value.deserialize::<T>()) {
-            None => default,
-            Some(Ok(value)) => value,
-            Some(Err(error)) => {
+        let Some(value) = self.file_value(key) else { return default };
+        match value.deserialize::<T>() {
+            Ok(value) => value,
+            Err(error) => {
                 self.problem(key, format!("{error}"));
                 default
             }

@@ -11,6 +11,9 @@ use async_trait::async_trait;
 use crate::db::{DbError, Tx};
 use crate::event::{Downstream, Envelope, Rejection};
 
+/// Turns JSON in the canonical mapping into protobuf bytes.
+pub type ToProtobuf = fn(&str) -> Result<Vec<u8>, serde_json::Error>;
+
 /// An event type that a consumer reads or publishes.
 #[derive(Debug, Clone, Copy)]
 pub struct EventType {
@@ -23,7 +26,7 @@ pub struct EventType {
     /// A valid JSON payload; empty for downstream types.
     pub sample: &'static str,
     /// Turns JSON in the canonical mapping into protobuf bytes, for producers who try the binary encoding; `None` for downstream types.
-    pub to_protobuf: Option<fn(&str) -> Result<Vec<u8>, serde_json::Error>>,
+    pub to_protobuf: Option<ToProtobuf>,
 }
 
 /// An envelope with what the consumer decoded from it. Shared, because a batch that fails is handed over again event by event.

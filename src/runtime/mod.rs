@@ -20,7 +20,7 @@ mod settings;
 mod settle;
 pub mod wire;
 
-pub use contract::{Consumer, EventType, HandleError, Outcome, Received, Skip};
+pub use contract::{Consumer, EventType, HandleError, Outcome, Received, Skip, ToProtobuf};
 pub use delivery::{ABORT_MARGIN, Shared, run_consumer};
 pub use drain::run_drain;
 pub use erased::{AnyConsumer, Decoded, erase};

@@ -54,7 +54,8 @@ async fn i1_an_event_is_acknowledged_only_after_its_effects_are_committed() {
 
 /// A transaction of the handler is open and idle: it waits at the gate.
 async fn probe_waits(stack: &Stack) -> bool {
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'";
+    let sql =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'";
     stack.count(sql).await > 0
 }
 
@@ -194,7 +195,9 @@ async fn i8_oversized_deep_and_overloaded_messages_are_refused_before_they_cost_
     let mut many_headers = raw("headers", b"{}".to_vec());
     many_headers.message.headers = (0..100).map(|n| (format!("h{n}"), Value::from(n))).collect();
     let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
-    stack.publish_all(vec![raw("large", vec![b' '; 1024 * 1024 + 1]), raw("deep", deep.into_bytes()), many_headers]).await;
+    stack
+        .publish_all(vec![raw("large", vec![b' '; 1024 * 1024 + 1]), raw("deep", deep.into_bytes()), many_headers])
+        .await;
     for id in ["large", "deep", "headers"] {
         assert_eq!(stack.death(id).await.0, "decode", "{id}");
     }
@@ -248,7 +251,7 @@ async fn a_replay_reaches_only_the_consumer_that_failed_keeps_its_id_and_closes_
     stack.publish(EVENT, "later", &order("wait", 1)).await;
     assert_eq!(stack.death("later").await, ("exhausted".to_owned(), "timeout".to_owned()));
     probe.gate.add_permits(10);
-    let pool = stack.database.pool();
+    let pool = stack.pool();
     let queues = [("probe".to_owned(), "onceflow.probe".to_owned())].into();
     let change = onceflow::replay::Change {
         selection: onceflow::replay::Selection::Filter(onceflow::replay::Filter::default()),
@@ -303,7 +306,8 @@ async fn retries_wait_in_ttl_queues_and_end_in_the_dead_letters_with_their_whole
     let (stack, _) = stack().await;
     stack.publish(EVENT, "stubborn", &order("retry", 1)).await;
     assert_eq!(stack.death("stubborn").await, ("exhausted".to_owned(), "asked_for".to_owned()));
-    let sql = "SELECT attempts, original_exchange, original_routing_key, first_failed_at < last_failed_at, consumer_version,
+    let sql =
+        "SELECT attempts, original_exchange, original_routing_key, first_failed_at < last_failed_at, consumer_version,
                       headers ->> 'amqp:message_id', convert_from(payload, 'UTF8')
                FROM onceflow.dead_letter";
     let row = stack.client.query_one(sql, &[]).await.unwrap();

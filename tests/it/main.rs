@@ -1,9 +1,19 @@
 //! One integration test binary: real servers, a database and a virtual host per test, all tests in parallel.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that isn't as expected")]
+
 mod harness;
 
+mod admin;
+mod cli;
 mod delivery;
+mod documents;
+#[cfg(feature = "failpoints")]
+mod faults;
 mod org;
+mod outages;
 mod payment;
+mod replay;
 mod servers;
+mod sms;
 mod tidy;

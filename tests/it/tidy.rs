@@ -77,7 +77,11 @@ fn code(text: &str) -> &str {
 }
 
 fn layer(module: &str) -> u8 {
-    LAYERS.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} has no layer: add it to DESIGN and here")).1
+    LAYERS
+        .iter()
+        .find(|(name, _)| *name == module)
+        .unwrap_or_else(|| panic!("{module} has no layer: add it to DESIGN and here"))
+        .1
 }
 
 /// `crate::x` in a line, as the module x.
@@ -113,8 +117,7 @@ fn arrows_point_down() {
         imported(line).iter().any(|target| {
             let (from, to) = (source.module.as_str(), target.as_str());
             let planned = SIDEWAYS.contains(&(from, to));
-            from != to && !planned && layer(to) >= layer(from) && layer(from) > 0
-                || layer(from) == 0 && layer(to) > 0
+            from != to && !planned && layer(to) >= layer(from) && layer(from) > 0 || layer(from) == 0 && layer(to) > 0
         })
     };
     none("an arrow may only point down (DESIGN §5)", &offences(upward));
@@ -149,7 +152,8 @@ fn each_client_library_has_one_door() {
         ("metrics::counter!", "telemetry"),
         ("metrics_exporter_prometheus::", "telemetry"),
     ];
-    let elsewhere = |source: &Source, line: &str| doors.iter().any(|(name, home)| line.contains(name) && source.module != *home);
+    let elsewhere =
+        |source: &Source, line: &str| doors.iter().any(|(name, home)| line.contains(name) && source.module != *home);
     none("a client library is used behind its one door", &offences(elsewhere));
 }
 

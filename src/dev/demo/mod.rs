@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use uuid::Uuid;
 
 use crate::broker::{
-    Binding, ExchangeSpec, Link, Outgoing, QueueKind, QueueSpec, Topology, publish_once, queue_depth,
+    Binding, ExchangeSpec, Link, Outgoing, QueueKind, QueueSpec, Topology, publish_once, queue_depths,
 };
 use crate::config::Config;
 use crate::db::{Commit, Pool};
@@ -47,8 +47,9 @@ pub(super) async fn play(demo: Demo<'_>) -> anyhow::Result<bool> {
     let names = &demo.config.runtime.names;
     demo.bind_sibling(names).await?;
     let before = demo.at_rest(&mut |_| {}).await.context("before the demo")?;
-    let run = Uuid::new_v4().simple().to_string();
-    let world = World::new(&names.ingress(), &run[..6]);
+    let run = Uuid::now_v7().simple().to_string();
+    // The end of the id is random; the beginning is the time.
+    let world = World::new(&names.ingress(), &run[26..]);
     screen.say(&format!(
         "\nA sample world: 1,200 people in 60 departments from two directories, 440 orders, 500 payment callbacks, 200 SMS\n\
          requests, {} broken messages. {} messages in all go to {}.\n",
@@ -132,20 +133,19 @@ impl Demo<'_> {
 
     async fn look(&self) -> anyhow::Result<Look> {
         let names = &self.config.runtime.names;
-        let (mut waiting, mut retrying) = (0, 0);
+        let mut queues = vec![self.sibling_queue()];
         for consumer in &self.consumers {
-            waiting += self.depth(&names.queue(consumer)).await? + self.depth(&names.dlq(consumer)).await?;
-            for rung in &self.config.runtime.retry.rungs {
-                retrying += self.depth(&names.retry(consumer, *rung)).await?;
-            }
+            queues.extend([names.queue(consumer), names.dlq(consumer)]);
         }
-        let sibling = self.depth(&self.sibling_queue()).await?;
+        let waiting_until = queues.len();
+        for consumer in &self.consumers {
+            queues.extend(self.config.runtime.retry.rungs.iter().map(|rung| names.retry(consumer, *rung)));
+        }
+        let depths = queue_depths(self.link, &queues).await?;
+        let sum = |depths: &[u32]| depths.iter().copied().map(i64::from).sum();
+        let (waiting, retrying) = (sum(&depths[1..waiting_until]), sum(&depths[waiting_until..]));
         let counts = store::counts(self.pool).await?;
-        Ok(Look { counts, retrying, waiting, sibling })
-    }
-
-    async fn depth(&self, queue: &str) -> anyhow::Result<i64> {
-        Ok(queue_depth(self.link, queue).await?.map_or(0, i64::from))
+        Ok(Look { counts, retrying, waiting, sibling: sum(&depths[..1]) })
     }
 
     /// Shows the groups, mends the cause of one, replays it and looks at the books again.

@@ -27,8 +27,14 @@ impl Screen {
         if !self.terminal {
             write_out(&format!(
                 "  published {published:>5}  applied {:>5}  duplicates {:>4}  stale {:>3}  skipped {:>3}  retrying {:>2}  dead {:>3}  outbox {:>4}  confirmed {:>5}\n",
-                books.applied, books.duplicates, books.stale, books.skipped, books.retrying, books.dead,
-                look.counts.pending, books.confirmed
+                books.applied,
+                books.duplicates,
+                books.stale,
+                books.skipped,
+                books.retrying,
+                books.dead,
+                look.counts.pending,
+                books.confirmed
             ));
             return;
         }

@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(Phone::parse("+12345678", "CN").unwrap().to_string(), "+12****78");
         let bad = GivenPhone::read("13812345678 or 13987654321", "CN");
         assert_eq!(format!("{bad} {bad:?}"), "**** ****");
-        assert_eq!(GivenPhone::read("138\01234567800", "CN").number(), None);
+        assert_eq!(GivenPhone::read("138\u{0}1234567800", "CN").number(), None);
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use onceflow::app::App;
 use onceflow::broker::{
     Binding, ExchangeSpec, Link, Outgoing, Purpose, QueueKind, QueueSpec, Subscription, Topology, publish_once,
-    queue_depth,
+    queue_depths,
 };
 use onceflow::config::{self, Config};
 use onceflow::health::Health;
@@ -24,7 +24,8 @@ const SIBLING: &str = "sibling";
 
 /// A running service and everything around it.
 pub(crate) struct Stack {
-    pub(crate) database: Database,
+    pub(crate) database: Option<Database>,
+    database_url: String,
     pub(crate) vhost: Option<Vhost>,
     pub(crate) config: Config,
     pub(crate) client: Client,
@@ -69,26 +70,49 @@ impl Stack {
 
     /// Everything but the service itself.
     pub(crate) async fn prepare(consumers: &[Box<dyn AnyConsumer>], wishes: Wishes) -> Self {
-        let database = Database::new().await;
+        let database = if wishes.database_url.is_none() { Some(Database::new().await) } else { None };
         let vhost = if wishes.amqp_url.is_none() { Some(Vhost::new().await) } else { None };
         let amqp_url = wishes.amqp_url.clone().or(vhost.as_ref().map(|v| v.url().to_owned())).unwrap();
-        let database_url = wishes.database_url.clone().unwrap_or(database.url().to_owned());
+        let database_url = wishes.database_url.clone().or(database.as_ref().map(|d| d.url().to_owned())).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("onceflow.toml");
         let quick = if wishes.settings.contains("[runtime]") { "" } else { QUICK };
+        let topology = if wishes.settings.contains("[topology]") { "" } else { "[topology]\nqueue_type = \"classic\"" };
         let text = format!(
             "[broker]\nurl = {amqp_url:?}\n[database]\nurl = {database_url:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-             metrics_listen = \"127.0.0.1:0\"\n[topology]\nqueue_type = \"classic\"\n{quick}\n{}",
+             metrics_listen = \"127.0.0.1:0\"\n{topology}\n{quick}\n{}",
             wishes.settings
         );
         std::fs::write(&file, text).unwrap();
         let names: Vec<_> = consumers.iter().map(|c| c.name()).collect();
         let config = config::load(Some(&file), &names).unwrap();
         let link = Arc::new(Link::new(config.broker.clone(), Purpose::Publish, Arc::new(Health::default())));
-        let client = database.client().await;
-        let stack = Self { database, vhost, config, client, link, app: None, _directory: directory };
+        let client = super::database::connect(&database_url).await;
+        let stack = Self { database, database_url, vhost, config, client, link, app: None, _directory: directory };
         stack.declare(names, wishes.no_sibling).await;
         stack
+    }
+
+    /// A pool of the test's own.
+    pub(crate) fn pool(&self) -> onceflow::db::Pool {
+        super::database::pool(&self.database_url)
+    }
+
+    /// Lets the service, but not the test, reach the database through a proxy.
+    pub(crate) fn through(&mut self, proxy: &super::proxy::Proxy) {
+        let file = self.config_file().to_owned();
+        let mut url = url::Url::parse(&self.database_url).unwrap();
+        url.set_port(Some(proxy.port)).unwrap();
+        let text = std::fs::read_to_string(&file).unwrap().replace(&self.database_url, url.as_str());
+        std::fs::write(&file, text).unwrap();
+        let names: Vec<String> = self.config.consumers.iter().map(|c| c.name.clone()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.config = config::load(Some(&file), &names).unwrap();
+    }
+
+    /// After the database server was restarted.
+    pub(crate) async fn reconnect(&mut self) {
+        self.client = super::database::connect(&self.database_url).await;
     }
 
     /// The configuration file, for a service in a process of its own.
@@ -119,8 +143,11 @@ impl Stack {
     /// Binds the sibling's queue later on.
     pub(crate) async fn bind_sibling(&self) {
         let egress = self.config.runtime.names.egress();
-        let topology =
-            Topology { queues: vec![queue(SIBLING)], bindings: vec![binding(SIBLING, &egress, "#")], ..Topology::default() };
+        let topology = Topology {
+            queues: vec![queue(SIBLING)],
+            bindings: vec![binding(SIBLING, &egress, "#")],
+            ..Topology::default()
+        };
         assert!(topology.declare_all(&self.link).await.unwrap().is_empty());
     }
 
@@ -166,8 +193,7 @@ impl Stack {
     }
 
     pub(crate) fn to_ingress(&self, routing_key: &str, message: Message) -> Outgoing {
-        let route =
-            Route { exchange: self.config.runtime.names.ingress(), routing_key: routing_key.to_owned() };
+        let route = Route { exchange: self.config.runtime.names.ingress(), routing_key: routing_key.to_owned() };
         Outgoing { route, message }
     }
 
@@ -178,13 +204,15 @@ impl Stack {
     /// Waits until the inbox has an event, and returns its outcome.
     pub(crate) async fn outcome(&self, id: &str) -> String {
         let sql = "SELECT outcome FROM onceflow.inbox WHERE event_id = $1";
-        eventually(SOON, || async move { self.client.query_opt(sql, &[&id]).await.unwrap().map(|row| row.get(0)) }).await
+        eventually(SOON, || async move { self.client.query_opt(sql, &[&id]).await.unwrap().map(|row| row.get(0)) })
+            .await
     }
 
     /// Waits until an event is a dead letter, and returns its stage and reason.
     pub(crate) async fn death(&self, id: &str) -> (String, String) {
         let sql = "SELECT stage, reason FROM onceflow.dead_letter WHERE event_id = $1 AND state = 'open'";
-        let look = || async move { self.client.query_opt(sql, &[&id]).await.unwrap().map(|row| (row.get(0), row.get(1))) };
+        let look =
+            || async move { self.client.query_opt(sql, &[&id]).await.unwrap().map(|row| (row.get(0), row.get(1))) };
         eventually(SOON, look).await
     }
 
@@ -199,7 +227,7 @@ impl Stack {
     }
 
     pub(crate) async fn depth(&self, queue: &str) -> u32 {
-        queue_depth(&self.link, queue).await.unwrap().unwrap_or(0)
+        queue_depths(&self.link, &[queue.to_owned()]).await.unwrap()[0]
     }
 
     /// Waits until the outbox is empty, then takes everything from the sibling's queue.

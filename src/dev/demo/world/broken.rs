@@ -15,7 +15,9 @@ const CIRCLES: [usize; 4] = [3, 4, 5, 2];
 pub(super) fn events(maker: &Maker) -> Vec<Outgoing> {
     let mut events = Vec::new();
     let many = |count: usize, make: &dyn Fn(usize) -> Outgoing| (1..=count).map(make).collect::<Vec<_>>();
-    events.extend(many(8, &|n| maker.raw(USER, Some(maker.id(&format!("no-json-{n}"))), b"{\"directory\": oops".to_vec())));
+    events.extend(many(8, &|n| {
+        maker.raw(USER, Some(maker.id(&format!("no-json-{n}"))), b"{\"directory\": oops".to_vec())
+    }));
     events.extend(many(6, &|n| maker.plain("org.user.promoted.v1", &format!("no-type-{n}"), &json!({"n": n}))));
     events.extend(many(6, &|n| maker.plain(USER, &format!("no-field-{n}"), &no_version(maker))));
     events.extend(many(4, &|n| maker.raw(USER, None, format!("{{\"n\":{n}}}").into_bytes())));

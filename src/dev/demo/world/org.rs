@@ -49,7 +49,8 @@ fn one_directory(maker: &Maker, rng: &mut StdRng, directory: &str) -> Vec<Outgoi
 
 fn department(maker: &Maker, directory: &str, n: usize) -> Outgoing {
     let id = format!("d{n}");
-    let mut body = json!({"directory": directory, "id": id, "version": "1", "name": format!("Department {n}"), "sortOrder": n});
+    let mut body =
+        json!({"directory": directory, "id": id, "version": "1", "name": format!("Department {n}"), "sortOrder": n});
     if n > 1 {
         body["parentId"] = json!(format!("d{}", n / 3 + usize::from(n < 3)));
     }
