@@ -21,7 +21,7 @@ const NAME: &str = "postgres";
 /// Debian keeps each major version's programs apart.
 const INSTALLED: &str = "/usr/lib/postgresql";
 /// Also the time for a recovery after a crash, on a busy machine.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_secs(120);
 /// The line of `postmaster.pid` that tells the server's state.
 const STATUS_LINE: usize = 7;
 

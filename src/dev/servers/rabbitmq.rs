@@ -20,9 +20,9 @@ use super::ports::Ports;
 const NAME: &str = "rabbitmq";
 const INSTALLED: &str = "/usr/lib/rabbitmq/lib";
 const PLUGINS: &str = "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n";
-/// A boot takes 7 to 10 s of processor time, which a busy machine stretches.
-const READY_WITHIN: Duration = Duration::from_secs(180);
-const MAPPER_READY_WITHIN: Duration = Duration::from_secs(20);
+/// A boot takes 7 to 10 s of processor time, which a busy machine stretches; a node that fails ends, and is noticed at once.
+const READY_WITHIN: Duration = Duration::from_secs(300);
+const MAPPER_READY_WITHIN: Duration = Duration::from_secs(60);
 /// One question to a starting node.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
 /// What an AMQP 0-9-1 client says first; a node that is ready answers with `connection.start`.
