@@ -82,7 +82,7 @@ install_packages() {
 
 check_cargo() {
   have cargo && return 0
-  if [ -x "${HOME:-/root}/.cargo/bin/cargo" ]; then fail "cargo is in ~/.cargo/bin but not on PATH: run '. ~/.cargo/env' and try again"; fi
+  if [ -x "${HOME:-}/.cargo/bin/cargo" ]; then fail "cargo is in ~/.cargo/bin but not on PATH: run '. ~/.cargo/env' and try again"; fi
   fail "cargo is missing: install Rust from https://rustup.rs (rust-toolchain.toml names the version) and try again"
 }
 
