@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use onceflow::db::{Commit, Pool};
+use onceflow::db::{Class, Commit, Pool, Tx};
 use onceflow::event::{DEFAULT_TENANT, Envelope, Format, Rejection, Trace};
-use onceflow::runtime::{AnyConsumer, Consumer, HandleError, Outcome, erase};
+use onceflow::runtime::{AnyConsumer, Consumer, Decoded, HandleError, Outcome, erase};
 use serde_json::Value;
 
 use super::Database;
+
+/// As often as the runtime's lanes try a contended batch in place.
+const CONTENTION_TRIES: u32 = 5;
 
 /// A consumer with a database of its own.
 pub(crate) struct Direct {
@@ -57,33 +60,56 @@ impl Direct {
             let payload = self.consumer.decode(&event)?;
             decoded.push((Arc::new(event), payload));
         }
-        let expected = decoded.len();
-        let tx = self.pool.begin().await.unwrap();
-        let outcomes = match self.consumer.handle(&tx, decoded).await {
-            Ok(outcomes) => outcomes,
-            Err(HandleError::Rejected(rejection)) => {
-                tx.rollback().await;
-                return Err(rejection);
+        for _ in 0..CONTENTION_TRIES {
+            if let Some(result) = self.attempt(&decoded).await {
+                return result;
             }
-            Err(HandleError::Database(error)) => panic!("{error}"),
-        };
-        assert_eq!(outcomes.len(), expected, "one outcome for each event");
-        let rejected = outcomes.iter().find_map(|outcome| match outcome {
-            Outcome::Reject(rejection) => Some(rejection.clone()),
-            _ => None,
-        });
-        if let Some(rejection) = rejected {
+        }
+        panic!("deadlocks at each of {CONTENTION_TRIES} attempts")
+    }
+
+    /// One transaction; `None` when it lost a deadlock or a race, which the runtime tries again in place.
+    async fn attempt(&self, events: &[(Arc<Envelope>, Decoded)]) -> Option<Result<Vec<Outcome>, Rejection>> {
+        let tx = self.pool.begin().await.unwrap();
+        match self.consumer.handle(&tx, events.to_vec()).await {
+            Err(HandleError::Database(error)) if error.class() == Class::Contention => {
+                tx.rollback().await;
+                None
+            }
+            handled => Some(finish(tx, handled, events.len()).await),
+        }
+    }
+}
+
+async fn finish(
+    tx: Tx,
+    handled: Result<Vec<Outcome>, HandleError>,
+    expected: usize,
+) -> Result<Vec<Outcome>, Rejection> {
+    let outcomes = match handled {
+        Ok(outcomes) => outcomes,
+        Err(HandleError::Rejected(rejection)) => {
             tx.rollback().await;
             return Err(rejection);
         }
-        if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Retry { .. })) {
-            tx.rollback().await;
-            return Ok(outcomes);
-        }
-        match tx.commit().await {
-            Commit::Committed => Ok(outcomes),
-            Commit::RolledBack(error) | Commit::Unknown(error) => panic!("not committed: {error}"),
-        }
+        Err(HandleError::Database(error)) => panic!("{error}"),
+    };
+    assert_eq!(outcomes.len(), expected, "one outcome for each event");
+    let rejected = outcomes.iter().find_map(|outcome| match outcome {
+        Outcome::Reject(rejection) => Some(rejection.clone()),
+        _ => None,
+    });
+    if let Some(rejection) = rejected {
+        tx.rollback().await;
+        return Err(rejection);
+    }
+    if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Retry { .. })) {
+        tx.rollback().await;
+        return Ok(outcomes);
+    }
+    match tx.commit().await {
+        Commit::Committed => Ok(outcomes),
+        Commit::RolledBack(error) | Commit::Unknown(error) => panic!("not committed: {error}"),
     }
 }
 
