@@ -5,3 +5,4 @@ mod harness;
 mod org;
 mod payment;
 mod servers;
+mod sms;
