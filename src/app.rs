@@ -19,7 +19,9 @@ use crate::config::{Config, Role};
 use crate::db::{self, Pool};
 use crate::health::{Check, Health};
 use crate::outbox::{Relay, RelaySettings, Wakeup};
-use crate::runtime::{ABORT_MARGIN, AnyConsumer, Pauses, Shared, egress_topology, run_consumer, run_drain};
+use crate::runtime::{
+    ABORT_MARGIN, AnyConsumer, Pauses, Shared, consumer_topology, egress_topology, run_consumer, run_drain,
+};
 use crate::telemetry::{self, MetricsHandle};
 
 /// How often the database is asked whether it is there.
@@ -104,7 +106,7 @@ impl App {
             stop: stops.intake.clone(),
             abort: stops.abort.clone(),
         };
-        let intake = start_intake(config, consumers, &shared);
+        let intake = start_intake(config, consumers, &shared, &links[1]);
         let relay = start_relay(config, links[1].clone(), wakeup, (&health, &stops.relay))?;
         let drain_within = config.runtime.drain_within;
         let (admin, metrics) = addresses;
@@ -251,11 +253,19 @@ async fn follow_pauses(pool: Pool, pauses: Pauses, every: Duration, stop: Cancel
 }
 
 /// Consumers start once the schema is there and the pauses are known: a paused one must not read a single message.
-fn start_intake(config: &Config, consumers: Vec<Arc<dyn AnyConsumer>>, shared: &Shared) -> JoinSet<()> {
+fn start_intake(
+    config: &Config,
+    consumers: Vec<Arc<dyn AnyConsumer>>,
+    shared: &Shared,
+    publish: &Arc<Link>,
+) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     for (consumer, own) in consumers.into_iter().zip(config.consumers.clone()) {
         let name = consumer.name();
-        let (for_consumer, for_drain) = (shared.clone(), shared.clone());
+        let topology = consumer_topology(&config.runtime, &own, consumer.bindings());
+        let retries = Arc::new(Publisher::new(publish.clone(), topology));
+        let for_drain = Shared { retries, ..shared.clone() };
+        let for_consumer = for_drain.clone();
         tasks.spawn(async move {
             if schema_and_pauses_known(&for_consumer).await {
                 run_consumer(consumer, own, for_consumer).await;

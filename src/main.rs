@@ -14,6 +14,9 @@ fn main() -> ExitCode {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         return fail("error: another TLS provider is already installed");
     }
+    // The points of fault tests, from the variable FAILPOINTS; not in release builds.
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(told) => return explain(&told),

@@ -84,7 +84,8 @@ pub(super) fn may_know(state: &AdminState, headers: &HeaderMap) -> bool {
 
 /// Compares digests, so that neither content nor length shows in the time it takes.
 fn has_token(state: &AdminState, headers: &HeaderMap) -> bool {
-    let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
+    let given =
+        headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
     let (Some(expected), Some(given)) = (&state.token, given) else { return false };
     let expected = digest(&SHA256, expected.expose_secret().as_bytes());
     let given = digest(&SHA256, given.trim().as_bytes());

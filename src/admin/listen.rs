@@ -8,7 +8,9 @@ use tokio::net::TcpListener;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Anybody on the network could replay and pause.
-    #[error("refusing to serve the admin API on {0} without a token: set ONCEFLOW_ADMIN_TOKEN_FILE, or listen on 127.0.0.1")]
+    #[error(
+        "refusing to serve the admin API on {0} without a token: set ONCEFLOW_ADMIN_TOKEN_FILE, or listen on 127.0.0.1"
+    )]
     TokenNeeded(SocketAddr),
     /// The address can't be had.
     #[error("can't listen on {address}: {source}")]

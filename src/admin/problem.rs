@@ -40,7 +40,8 @@ impl Problem {
     }
 
     pub(super) fn unknown_outcome(error: &DbError) -> Self {
-        let detail = format!("the answer to COMMIT was lost, the change may have been made; look before repeating it: {error}");
+        let detail =
+            format!("the answer to COMMIT was lost, the change may have been made; look before repeating it: {error}");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "outcome_unknown", detail)
     }
 }

@@ -69,10 +69,7 @@ impl Publisher {
     /// The fate of the whole batch is unknown; publishing it again is safe for consumers that know its ids.
     pub async fn publish(&self, batch: &[Outgoing], stop: &CancellationToken) -> Result<Vec<Fate>, BrokerError> {
         let mut slot = self.channel.lock().await;
-        let channel = match slot.take() {
-            Some(channel) if channel.status().connected() => channel,
-            _ => self.open(stop).await?,
-        };
+        let channel = self.take_or_open(&mut slot, stop).await?;
         telemetry::unconfirmed(batch.len());
         let result = publish_on(&channel, batch).await;
         telemetry::unconfirmed(0);
@@ -83,6 +80,31 @@ impl Publisher {
             abandon(channel);
         }
         result
+    }
+
+    /// Waits until there is a channel, so that what follows is not held up by a broker that is away.
+    ///
+    /// # Errors
+    /// The broker refuses the topology, or `stop` came first.
+    pub async fn ready(&self, stop: &CancellationToken) -> Result<(), BrokerError> {
+        let mut slot = self.channel.lock().await;
+        let channel = self.take_or_open(&mut slot, stop).await?;
+        *slot = Some(channel);
+        Ok(())
+    }
+
+    /// Opens a new channel next time, which declares the topology anew: for queues that somebody deleted.
+    pub async fn start_over(&self) {
+        if let Some(channel) = self.channel.lock().await.take() {
+            abandon(channel);
+        }
+    }
+
+    async fn take_or_open(&self, slot: &mut Option<Channel>, stop: &CancellationToken) -> Result<Channel, BrokerError> {
+        match slot.take() {
+            Some(channel) if channel.status().connected() => Ok(channel),
+            _ => self.open(stop).await,
+        }
     }
 
     async fn open(&self, stop: &CancellationToken) -> Result<Channel, BrokerError> {
@@ -134,6 +156,7 @@ async fn send_and_confirm(channel: &Channel, batch: &[Outgoing]) -> Result<Confi
         let sent = channel.basic_publish(exchange, key, options, &outgoing.message.body, properties).await;
         confirms.push(sent.map_err(failed)?);
     }
+    crate::failpoint::hit("after_publish");
     let mut acked = Vec::with_capacity(batch.len());
     let mut returned = Vec::new();
     for confirm in confirms {

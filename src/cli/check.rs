@@ -81,7 +81,9 @@ async fn database(config: &Config, within: Duration) -> Vec<Finding> {
             vec![Finding::ok("database", address), Finding::bad("migrations", "fail", detail, "onceflow migrate")]
         }
         Ok(Err(error)) => vec![Finding::bad("database", "unreachable", format!("{address}: {error}"), remedy)],
-        Err(_) => vec![Finding::bad("database", "unreachable", format!("{address}: no answer within {within:?}"), remedy)],
+        Err(_) => {
+            vec![Finding::bad("database", "unreachable", format!("{address}: no answer within {within:?}"), remedy)]
+        }
     }
 }
 
@@ -96,7 +98,9 @@ async fn broker(config: &Config, within: Duration) -> Vec<Finding> {
                 findings.push(Finding::ok("topology", "as configured"));
             }
             // The refusal says what differs and what to do.
-            findings.extend(refusals.into_iter().map(|r| Finding { remedy: None, ..Finding::bad("topology", "fail", r, "") }));
+            findings.extend(
+                refusals.into_iter().map(|r| Finding { remedy: None, ..Finding::bad("topology", "fail", r, "") }),
+            );
             findings
         }
         Ok(Err(error)) => vec![unreachable(format!("{address}: {error}"))],
@@ -107,7 +111,12 @@ async fn broker(config: &Config, within: Duration) -> Vec<Finding> {
 }
 
 fn unreachable(detail: String) -> Finding {
-    Finding::bad("broker", "unreachable", detail, "broker.url or ONCEFLOW_AMQP_URL; is the server up, may the user log in?")
+    Finding::bad(
+        "broker",
+        "unreachable",
+        detail,
+        "broker.url or ONCEFLOW_AMQP_URL; is the server up, may the user log in?",
+    )
 }
 
 /// Everything that a running service declares.

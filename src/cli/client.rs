@@ -102,7 +102,9 @@ impl Client {
 
     fn stranger(&self, status: StatusCode, why: &str) -> Failure {
         let what = format!("{} answered {status} in an unknown form", self.address());
-        Failure::new(Exit::Failed, what).because(why).or_try("check --server: it must be the admin port of the same version")
+        Failure::new(Exit::Failed, what)
+            .because(why)
+            .or_try("check --server: it must be the admin port of the same version")
     }
 }
 
@@ -187,7 +189,9 @@ mod tests {
             code: "x".into(),
             detail: "y".into(),
         };
-        for (status, exit) in [(401, Exit::Denied), (404, Exit::NotFound), (409, Exit::Conflict), (503, Exit::Unreachable)] {
+        for (status, exit) in
+            [(401, Exit::Denied), (404, Exit::NotFound), (409, Exit::Conflict), (503, Exit::Unreachable)]
+        {
             let code = StatusCode::from_u16(status).unwrap();
             assert_eq!(refused(code, &body(status)).exit, exit);
         }

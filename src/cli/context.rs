@@ -136,7 +136,8 @@ fn reachable(mut listen: std::net::SocketAddr) -> std::net::SocketAddr {
 
 /// `30s`, `500ms`, `1m 30s`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration = text.parse().map_err(|_| "a time such as 30s, 500ms or 2m is needed".to_owned())?;
+    let span: jiff::SignedDuration =
+        text.parse().map_err(|_| "a time such as 30s, 500ms or 2m is needed".to_owned())?;
     let span = Duration::try_from(span).map_err(|_| "a time can't be negative".to_owned())?;
     if span.is_zero() {
         return Err("a time above 0 is needed".to_owned());

@@ -41,14 +41,18 @@ pub(super) async fn run(context: &Context, args: &Args) -> Ending {
 async fn migrate(pool: &db::Pool, address: &str) -> Result<Vec<String>, Failure> {
     db::migrate(pool).await.map_err(|error| match error {
         MigrateError::Database(error) => away(address, &error),
-        error @ MigrateError::Migration(_) => Failure::new(Exit::Failed, "a migration failed; it left nothing behind").because(error),
+        error @ MigrateError::Migration(_) => {
+            Failure::new(Exit::Failed, "a migration failed; it left nothing behind").because(error)
+        }
     })
 }
 
 /// The failure for a database that can't be reached, or says no.
 fn away(address: &str, error: &DbError) -> Failure {
     let exit = if error.is_transient() { Exit::Unreachable } else { Exit::Failed };
-    Failure::new(exit, format!("the database at {address}")).because(error).or_try("ONCEFLOW_DATABASE_URL, or `onceflow check`")
+    Failure::new(exit, format!("the database at {address}"))
+        .because(error)
+        .or_try("ONCEFLOW_DATABASE_URL, or `onceflow check`")
 }
 
 fn table(applied: &[String], state: SchemaState) -> Rows {

@@ -5,6 +5,7 @@ mod client;
 mod completion;
 mod consumers;
 mod context;
+mod dev;
 mod dlq;
 mod events;
 mod exit;
@@ -38,6 +39,9 @@ enum Command {
     /// The service: read, apply, republish.
     #[command(after_help = run::EXAMPLES)]
     Run,
+    /// See it work: private servers, the service, a sample world, a failure mended.
+    #[command(after_help = dev::EXAMPLES)]
+    Dev(dev::Args),
     /// Bring the database's schema up to date.
     #[command(after_help = migrate::EXAMPLES)]
     Migrate(migrate::Args),
@@ -89,6 +93,7 @@ impl Cli {
 async fn carry_out(context: &Context, command: Command) -> Ending {
     match command {
         Command::Run => run::run(context).await,
+        Command::Dev(args) => dev::run(context, &args).await,
         Command::Migrate(args) => migrate::run(context, &args).await,
         Command::Check => check::run(context).await,
         Command::Status(args) => status::run(context, &args).await,

@@ -51,7 +51,12 @@ impl Output {
     ///
     /// # Errors
     /// When stdout can't be written.
-    pub(super) fn data(&self, schema: &str, data: &impl Serialize, table: impl FnOnce() -> Rows) -> Result<(), Failure> {
+    pub(super) fn data(
+        &self,
+        schema: &str,
+        data: &impl Serialize,
+        table: impl FnOnce() -> Rows,
+    ) -> Result<(), Failure> {
         match self.format {
             Format::Table => self.text(&table().render()),
             Format::Json => self.text(&format!("{:#}\n", with_schema(schema, &to_value(data)?))),

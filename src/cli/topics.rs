@@ -6,7 +6,6 @@ use super::exit::Exit;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  onceflow dev                              see it work, with a private broker and database
   onceflow events types                     what can be published
   onceflow events publish org.user.upserted.v1
   onceflow status                           what runs, what waits and for what

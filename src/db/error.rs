@@ -117,7 +117,7 @@ fn classify(error: &tokio_postgres::Error) -> Class {
         "25006" | "3D000" => Class::Outage,
         "54001" => Class::Permanent,
         _ => match &code[..2] {
-            "08" | "28" | "53" | "57" | "58" | "XX" | "F0" => Class::Outage,
+            "08" | "28" | "53" | "57" | "58" | "F0" => Class::Outage,
             "42" | "0A" | "26" => Class::Schema,
             "22" | "23" => Class::Permanent,
             "25" | "2D" => Class::Bug,

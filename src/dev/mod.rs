@@ -1,6 +1,9 @@
-//! What developers run on their own machine: private servers, for the demo and for the tests.
+//! Everything in one process group, for newcomers and tests: private servers, the service, a demo.
 
+mod demo;
 pub mod servers;
 mod servers_only;
+mod session;
 
 pub use servers_only::servers_only;
+pub use session::{Session, Wishes};

@@ -130,6 +130,8 @@ impl Relay {
 
     /// One batch. Returns how many rows it dealt with.
     async fn round(&mut self, stop: &CancellationToken) -> Result<usize, Interrupted> {
+        // Before the lease is looked at: a wait for the broker must not outlast our trust in it.
+        self.publisher.ready(stop).await.map_err(Interrupted::Broker)?;
         if self.held.renewal_due() {
             self.held.renew(&self.pool).await?;
         }

@@ -45,7 +45,7 @@ pub struct Done {
     pub dry_run: bool,
     /// Consumer of each id, until they are counted.
     #[serde(skip)]
-    owners: Vec<String>,
+    pub(crate) owners: Vec<String>,
 }
 
 /// A selected dead letter that was left alone.

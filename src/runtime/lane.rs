@@ -71,13 +71,14 @@ impl Lane {
                 None => good.push(job),
             }
         }
-        if good.is_empty() {
-            return;
-        }
-        if let Err((good, _)) = self.together(good).await {
-            for job in good {
-                self.alone(job).await;
+        if good.len() > 1 {
+            match self.together(good).await {
+                Ok(()) => return,
+                Err((apart, _)) => good = apart,
             }
+        }
+        for job in good {
+            self.alone(job).await;
         }
     }
 

@@ -111,7 +111,8 @@ impl Settler {
             match self.retries.publish(&batch, &self.abort).await {
                 Ok(fates) if fates == [Fate::Confirmed] => return true,
                 Ok(fates) => {
-                    warn!(consumer = self.consumer, ?fates, "the retry queue did not take a message; trying again")
+                    warn!(consumer = self.consumer, ?fates, "the retry queue did not take a message; trying again");
+                    self.retries.start_over().await;
                 }
                 Err(error) => {
                     warn!(consumer = self.consumer, %error, "publishing to the retry queue: {error}; trying again")

@@ -2,7 +2,16 @@
 
 mod harness;
 
+mod admin;
+mod cli;
+mod delivery;
+mod documents;
+#[cfg(feature = "failpoints")]
+mod faults;
 mod org;
+mod outages;
 mod payment;
+mod replay;
 mod servers;
 mod sms;
+mod tidy;

@@ -16,7 +16,7 @@ fn consumer() -> Box<dyn AnyConsumer> {
 }
 
 async fn direct() -> Direct {
-    Direct::of(consumer()).await
+    Direct::named("sms").await
 }
 
 fn request(id: &str, code: &str) -> Value {

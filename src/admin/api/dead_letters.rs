@@ -82,10 +82,7 @@ pub(super) async fn discard(
     Ok(Json(done))
 }
 
-pub(super) async fn settled(
-    State(state): State<Arc<AdminState>>,
-    body: Body<Ids>,
-) -> Result<Json<Settled>, Problem> {
+pub(super) async fn settled(State(state): State<Arc<AdminState>>, body: Body<Ids>) -> Result<Json<Settled>, Problem> {
     let Json(Ids { ids }) = body?;
     let tx = state.begin_read().await?;
     let settled = replay::settled(&tx, &ids).await;

@@ -82,7 +82,8 @@ pub(super) fn params(filter: &Filter) -> Result<BTreeMap<String, String>, Failur
 }
 
 fn table(page: &Page) -> Rows {
-    let mut rows = Rows::new(&["ID", "CONSUMER", "TYPE", "SUBJECT", "REASON", "STATE", "TRIES", "LAST FAILED", "ERROR"]);
+    let mut rows =
+        Rows::new(&["ID", "CONSUMER", "TYPE", "SUBJECT", "REASON", "STATE", "TRIES", "LAST FAILED", "ERROR"]);
     for d in &page.items {
         rows.push(vec![
             d.id.to_string(),

@@ -61,7 +61,10 @@ fn page(letter: &DeadLetter) -> String {
             line("header", &format!("{name}: {value}"));
         }
     }
-    line("payload", &format!("{} bytes, {}", letter.payload_bytes, letter.content_type.as_deref().unwrap_or("untyped")));
+    line(
+        "payload",
+        &format!("{} bytes, {}", letter.payload_bytes, letter.content_type.as_deref().unwrap_or("untyped")),
+    );
     text.push_str(&payload(letter));
     text
 }

@@ -129,7 +129,8 @@ fn structured(attributes: &Attributes<'_>, format: Format, body: &[u8]) -> Resul
 
 /// Applies `a.b=value`: JSON where it is JSON, text otherwise. A number in the path is a place in a list.
 pub(super) fn set(payload: &mut Value, assignment: &str) -> Result<(), Failure> {
-    let wrong = |why: &str| Failure::new(Exit::Usage, format!("--set {assignment:?}")).because(why).or_try("--set a.b=value");
+    let wrong =
+        |why: &str| Failure::new(Exit::Usage, format!("--set {assignment:?}")).because(why).or_try("--set a.b=value");
     let (path, text) = assignment.split_once('=').ok_or_else(|| wrong("there is no ="))?;
     let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
     let mut place = payload;
@@ -139,7 +140,9 @@ pub(super) fn set(payload: &mut Value, assignment: &str) -> Result<(), Failure> 
                 let index: usize = name.parse().map_err(|_| wrong("a list needs a number in the path"))?;
                 items.get_mut(index).ok_or_else(|| wrong("the list is shorter than that"))?
             }
-            Value::Object(fields) if !name.is_empty() => fields.entry(name).or_insert_with(|| Value::Object(Map::new())),
+            Value::Object(fields) if !name.is_empty() => {
+                fields.entry(name).or_insert_with(|| Value::Object(Map::new()))
+            }
             _ => return Err(wrong("the path leads into something that has no fields")),
         };
     }

@@ -107,7 +107,8 @@ fn body(args: &Args, found: &EventType) -> Result<Vec<u8>, Failure> {
         None => found.sample.to_owned(),
         Some("-") => read("stdin", std::io::stdin().lock())?,
         Some(path) => {
-            let file = File::open(path).map_err(|e| Failure::new(Exit::Usage, format!("can't read {path}")).because(e))?;
+            let file =
+                File::open(path).map_err(|e| Failure::new(Exit::Usage, format!("can't read {path}")).because(e))?;
             read(path, file)?
         }
     };
@@ -126,7 +127,8 @@ fn body(args: &Args, found: &EventType) -> Result<Vec<u8>, Failure> {
 
 /// The text as it is, so that a broken payload can be sent on purpose; parsed only where a field is changed.
 fn assigned(text: String, args: &Args) -> Result<String, Failure> {
-    if args.set.is_empty() && (args.no_validate || serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok()) {
+    if args.set.is_empty() && (args.no_validate || serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok())
+    {
         return Ok(text);
     }
     let mut payload: Value = serde_json::from_str(&text).map_err(|e| not_json(&e))?;

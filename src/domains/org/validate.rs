@@ -73,9 +73,8 @@ pub(super) fn email(value: String) -> Result<String, Rejection> {
 
 fn bounded(field: &'static str, code: &'static str, value: String) -> Result<String, Rejection> {
     if value.chars().count() > MAX_TEXT || value.chars().any(char::is_control) {
-        let message = format!(
-            "{field}: must be at most {MAX_TEXT} characters without control characters; shorten or clean it"
-        );
+        let message =
+            format!("{field}: must be at most {MAX_TEXT} characters without control characters; shorten or clean it");
         return Err(Rejection::invalid(code, message));
     }
     Ok(value)

@@ -75,7 +75,9 @@ async fn recorded_before(tx: &Tx, tenant: &str, callback: &Callback) -> Result<O
     let recorded = store::recorded(tx, tenant, callback).await?;
     if recorded.is_empty() {
         // The insert stopped at the third unique index: rows that contradict the state machine. Never call that a duplicate.
-        return Err(DbError::shape("an accepted payment of an order that is not PAID (payment_paid_once)").into());
+        let message =
+            "the order has an accepted payment but isn't PAID (payment_paid_once); correct its row, then replay";
+        return Ok(Outcome::Reject(Rejection::refused("inconsistent_order", message)));
     }
     if recorded.iter().all(|known| tells_the_same(known, callback)) {
         return Ok(Outcome::Skipped(Skip::Because("already_recorded")));

@@ -94,13 +94,13 @@ async fn drop_database(admin_url: &str, name: &str) {
     }
 }
 
-async fn connect(url: &str) -> Client {
+pub(crate) async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }
 
-fn pool(url: &str) -> Pool {
+pub(crate) fn pool(url: &str) -> Pool {
     Pool::new(&Settings {
         url: url.to_owned().into(),
         max_connections: 8,

@@ -23,6 +23,12 @@ impl Direct {
     }
 
     /// One of the registered consumers, whose type is private.
+    /// A consumer of the build, by name.
+    pub(crate) async fn named(name: &str) -> Self {
+        let found = onceflow::domains::consumers().into_iter().find(|consumer| consumer.name() == name);
+        Self::of(found.unwrap()).await
+    }
+
     pub(crate) async fn of(consumer: Box<dyn AnyConsumer>) -> Self {
         let database = Database::new().await;
         let pool = database.pool();

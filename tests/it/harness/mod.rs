@@ -8,12 +8,18 @@
 mod database;
 pub(crate) mod direct;
 mod eventually;
+pub(crate) mod probe;
+pub(crate) mod proxy;
 mod servers;
+pub(crate) mod service;
+pub(crate) mod stack;
 mod vhost;
 
-pub(crate) use database::Database;
+pub(crate) use database::{Database, connect, pool};
 pub(crate) use eventually::eventually;
+pub(crate) use probe::Probe;
 pub(crate) use servers::{Addresses, servers};
+pub(crate) use stack::{SOON, Stack, Wishes};
 pub(crate) use vhost::Vhost;
 
 /// A name that nothing else on the shared servers has. Old ones are known by their beginning and removed.

@@ -39,7 +39,10 @@ async fn a_move_tells_of_the_parent_and_a_membership_of_its_values() {
     membership.1["primary"] = true.into();
     let told = world.tell_all("t", &[membership]).await;
     assert_eq!(told[0].what, "membership d/1/b updated 2");
-    assert_eq!((&told[0].fields, &told[0].payload["membership"]), (&vec!["primary".to_owned()], &json!({"primary": true})));
+    assert_eq!(
+        (&told[0].fields, &told[0].payload["membership"]),
+        (&vec!["primary".to_owned()], &json!({"primary": true}))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,9 +32,7 @@ async fn d4_deleting_what_never_came_leaves_a_tombstone_that_keeps_older_events_
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_a_user_ends_their_memberships_and_a_restore_brings_them_back() {
     let world = World::new().await;
-    world
-        .tell_all("t", &[department("a", 1, ""), department("b", 1, ""), user("1", 1, "x")])
-        .await;
+    world.tell_all("t", &[department("a", 1, ""), department("b", 1, ""), user("1", 1, "x")]).await;
     world.tell_all("t", &[member("1", "a", 7), member("1", "b", 8)]).await;
     let gone = world.tell_all("t", &[no_user("1", 2)]).await;
     assert_eq!(whats(&gone), ["user d/1 deleted 2", "membership d/1/a deleted 7", "membership d/1/b deleted 8"]);
@@ -72,10 +70,7 @@ async fn d7_deletions_from_the_root_down_end_with_the_last_leaf() {
     world.tell_all("t", &[department("r", 1, ""), department("p", 1, "r"), department("c", 1, "p")]).await;
     assert!(world.tell_all("t", &[no_department("r", 2), no_department("p", 2)]).await.is_empty());
     let told = world.tell_all("t", &[no_department("c", 2)]).await;
-    assert_eq!(
-        whats(&told),
-        ["department d/c deleted 2", "department d/p deleted 2", "department d/r deleted 2"]
-    );
+    assert_eq!(whats(&told), ["department d/c deleted 2", "department d/p deleted 2", "department d/r deleted 2"]);
     assert_eq!(world.waiting("t").await, [""; 0]);
 }
 
@@ -93,13 +88,8 @@ async fn d7_the_last_two_members_leaving_at_once_still_empty_the_department() {
     let world = World::new().await;
     for round in 0..20 {
         let tenant = format!("t{round}");
-        let all = [
-            department("p", 1, ""),
-            user("1", 1, "x"),
-            user("2", 1, "x"),
-            member("1", "p", 1),
-            member("2", "p", 1),
-        ];
+        let all =
+            [department("p", 1, ""), user("1", 1, "x"), user("2", 1, "x"), member("1", "p", 1), member("2", "p", 1)];
         world.tell_all(&tenant, &all).await;
         let (one, two, delete) = (no_member("1", "p", 2), no_member("2", "p", 2), no_department("p", 2));
         let (a, b, c) =

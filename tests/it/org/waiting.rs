@@ -1,8 +1,6 @@
 //! D-5: what arrives before what it refers to is kept, and applied with it.
 
-use super::world::{
-    Said, World, department, member, no_department, no_member, no_user, shuffled, told, user, whats,
-};
+use super::world::{Said, World, department, member, no_department, no_member, no_user, shuffled, told, user, whats};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn d5_a_child_before_its_parent_is_kept_and_applied_with_the_parent() {

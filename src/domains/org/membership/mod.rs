@@ -32,11 +32,7 @@ pub(super) async fn add(
 }
 
 /// Ends a membership, or leaves the tombstone of one that never came.
-pub(super) async fn remove(
-    work: &mut Work<'_>,
-    key: &MembershipKey,
-    stamp: &Stamp,
-) -> Result<Verdict, HandleError> {
+pub(super) async fn remove(work: &mut Work<'_>, key: &MembershipKey, stamp: &Stamp) -> Result<Verdict, HandleError> {
     lock_left(work, &[&key.department_id]).await?;
     write(work, key, stamp, None).await
 }

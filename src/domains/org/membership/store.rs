@@ -92,10 +92,8 @@ const DETACH: &str = "
 pub(super) async fn look(work: &Work<'_>, key: &MembershipKey, stamp: &Stamp) -> Result<Found, DbError> {
     let MembershipKey { user_id, department_id } = key;
     let Stamp { version, time, key } = stamp;
-    let row = work
-        .tx
-        .query_one(LOOK, &[&work.tenant, &work.directory, user_id, department_id, version, time, key])
-        .await?;
+    let row =
+        work.tx.query_one(LOOK, &[&work.tenant, &work.directory, user_id, department_id, version, time, key]).await?;
     Ok(Found {
         user_is_live: row.get("user_is_live"),
         department_is_live: row.get("department_is_live"),
@@ -133,18 +131,8 @@ async fn write_once(
     let Stamp { version, time, key } = stamp;
     let state = if values.is_some() { State::Live } else { State::Deleted };
     let (primary, title) = values.map_or((false, ""), |v| (v.primary, v.title.as_str()));
-    let params: &[&(dyn ToSql + Sync)] = &[
-        &work.tenant,
-        &work.directory,
-        user_id,
-        department_id,
-        version,
-        time,
-        key,
-        &state.as_str(),
-        &primary,
-        &title,
-    ];
+    let params: &[&(dyn ToSql + Sync)] =
+        &[&work.tenant, &work.directory, user_id, department_id, version, time, key, &state.as_str(), &primary, &title];
     work.tx.query_one(WRITE, params).await
 }
 

@@ -14,12 +14,7 @@ use crate::db::DbError;
 use crate::runtime::HandleError;
 
 /// Keeps a change until `block` is gone. `false`: something newer about the object waits already.
-pub(super) async fn keep(
-    work: &Work<'_>,
-    change: &Change,
-    stamp: &Stamp,
-    block: &Block,
-) -> Result<bool, HandleError> {
+pub(super) async fn keep(work: &Work<'_>, change: &Change, stamp: &Stamp, block: &Block) -> Result<bool, HandleError> {
     Ok(store::keep(work, change, stamp, block).await?)
 }
 

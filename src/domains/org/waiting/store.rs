@@ -56,12 +56,7 @@ const PAGE: &str = "
     LIMIT $7";
 
 /// Keeps the change; `false` if something newer about the object is kept.
-pub(super) async fn keep(
-    work: &Work<'_>,
-    change: &Change,
-    stamp: &Stamp,
-    block: &Block,
-) -> Result<bool, DbError> {
+pub(super) async fn keep(work: &Work<'_>, change: &Change, stamp: &Stamp, block: &Block) -> Result<bool, DbError> {
     let (kind, object_id, department_id) = object(change);
     let attributes = attributes(change)?;
     let op = if attributes.is_some() { "upsert" } else { "delete" };

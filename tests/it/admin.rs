@@ -1,0 +1,231 @@
+//! Health, metrics and the operators' API over real HTTP.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use onceflow::admin::{AdminState, ConsumerInfo, bind_admin, serve_admin, serve_metrics};
+use onceflow::db::{Pool, Settings};
+use onceflow::domains;
+use onceflow::health::{Check, Health};
+use onceflow::telemetry;
+use reqwest::{Client, Method, Response};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::harness::Database;
+
+struct Door {
+    health: Arc<Health>,
+    wakeup: Arc<Notify>,
+    address: SocketAddr,
+    token: Option<&'static str>,
+    _stop: DropGuard,
+}
+
+impl Door {
+    async fn open(pool: Pool, token: Option<&'static str>) -> Self {
+        let (health, wakeup) = (Arc::new(Health::default()), Arc::new(Notify::new()));
+        health.set("database", Check::Ok);
+        let info = |c: &dyn onceflow::runtime::AnyConsumer| ConsumerInfo {
+            name: c.name(),
+            reads: c.reads(),
+            publishes: c.publishes(),
+        };
+        let state = AdminState {
+            pool,
+            health: health.clone(),
+            consumers: domains::consumers().iter().map(|c| info(c.as_ref())).collect(),
+            prefix: "flow".to_owned(),
+            token: token.map(Into::into),
+            paused_changed: Arc::new(Notify::new()),
+            outbox_wakeup: wakeup.clone(),
+            version: "test",
+        };
+        let listener = bind_admin("127.0.0.1:0".parse().unwrap(), token.is_some()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(serve_admin(state, listener, stop.clone()));
+        Self { health, wakeup, address, token, _stop: stop.drop_guard() }
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        let mut request = Client::new().request(method, format!("http://{}{path}", self.address));
+        if let Some(token) = self.token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        answer(request.send().await.unwrap()).await
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        self.ask(Method::GET, path, None).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        self.ask(Method::POST, path, Some(body)).await
+    }
+}
+
+async fn answer(response: Response) -> (u16, Value) {
+    let status = response.status().as_u16();
+    (status, response.json().await.unwrap_or(Value::Null))
+}
+
+/// A pool whose server is not there.
+fn nowhere() -> Pool {
+    Pool::new(&Settings {
+        url: "postgres://x@127.0.0.1:9/x".to_owned().into(),
+        max_connections: 2,
+        statement_timeout: Duration::from_secs(5),
+        allow_plaintext: false,
+        application_name: "test".into(),
+    })
+    .unwrap()
+}
+
+#[tokio::test]
+async fn live_never_asks_the_database_and_everything_else_says_so_within_a_second_o1() {
+    let door = Door::open(nowhere(), None).await;
+    let started = Instant::now();
+    assert_eq!(door.get("/livez").await.0, 200);
+    let (status, report) = door.get("/api/v1/status").await;
+    assert_eq!(status, 200);
+    assert!(report["database_problem"].is_string(), "{report}");
+    let (status, problem) = door.get("/api/v1/dlq").await;
+    assert_eq!((status, &problem["code"]), (503, &json!("database_unreachable")), "{problem}");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn ready_tells_the_truth_and_what_is_missing() {
+    let door = Door::open(nowhere(), None).await;
+    assert_eq!(door.get("/readyz").await.0, 200);
+    door.health.set("broker.consume", Check::Waiting("no route".to_owned()));
+    let (status, body) = door.get("/readyz").await;
+    assert_eq!(status, 503);
+    assert_eq!(body["checks"]["broker.consume"], json!({ "state": "waiting", "why": "no route" }));
+    door.health.set("broker.consume", Check::Paused("li".to_owned()));
+    assert_eq!(door.get("/readyz").await.0, 200, "paused is ready");
+}
+
+#[tokio::test]
+async fn without_the_token_health_says_only_ok_or_not_and_the_api_nothing() {
+    let door = Door::open(nowhere(), Some("correct horse battery")).await;
+    door.health.set("broker", Check::Waiting("secret.host refused".to_owned()));
+    let url = |path: &str| format!("http://{}{path}", door.address);
+    let (status, body) = answer(reqwest::get(url("/readyz")).await.unwrap()).await;
+    assert_eq!((status, &body["checks"]["broker"]), (503, &json!({ "state": "waiting" })));
+    let (status, problem) = answer(reqwest::get(url("/api/v1/status")).await.unwrap()).await;
+    assert_eq!((status, &problem["code"]), (401, &json!("unauthorized")));
+    let wrong = Client::new().get(url("/api/v1/status")).bearer_auth("wrong").send().await.unwrap();
+    assert_eq!(wrong.headers()["www-authenticate"], "Bearer");
+    assert_eq!(door.get("/api/v1/status").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_page_of_somebody_else_can_not_use_the_api_by_a_name_of_its_own() {
+    let door = Door::open(nowhere(), None).await;
+    let url = format!("http://{}/api/v1/status", door.address);
+    let response = Client::new().get(url).header("host", "evil.example").send().await.unwrap();
+    assert_eq!(answer(response).await.1["code"], "wrong_host");
+}
+
+#[tokio::test]
+async fn a_network_address_needs_a_token() {
+    assert!(bind_admin("0.0.0.0:0".parse().unwrap(), false).await.is_err());
+    assert!(bind_admin("0.0.0.0:0".parse().unwrap(), true).await.is_ok());
+}
+
+#[tokio::test]
+async fn wrong_questions_get_problems_with_stable_codes() {
+    let database = Database::new().await;
+    let door = Door::open(database.pool(), None).await;
+    for (path, status, code) in [
+        ("/api/v1/dlq?after=x", 400, "invalid_cursor"),
+        ("/api/v1/dlq?limit=x", 400, "invalid_limit"),
+        ("/api/v1/dlq?consumr=org", 400, "invalid_filter"),
+        ("/api/v1/dlq/1", 400, "invalid_path"),
+        ("/api/v1/dlq/00000000-0000-0000-0000-000000000000", 404, "not_found"),
+        ("/api/v1/nothing", 404, "not_found"),
+    ] {
+        let (found, problem) = door.get(path).await;
+        assert_eq!((found, &problem["code"]), (status, &json!(code)), "{path}: {problem}");
+    }
+    let (status, problem) = door.post("/api/v1/consumers/nobody/pause", json!({ "reason": "x" })).await;
+    assert_eq!((status, &problem["code"]), (404, &json!("not_found")));
+    let (status, problem) = door.post("/api/v1/consumers/org/pause", json!({ "reason": " " })).await;
+    assert_eq!((status, &problem["code"]), (400, &json!("invalid_words")));
+    let large = door.post("/api/v1/dlq/settled", json!({ "ids": vec!["x".repeat(100); 20_000] })).await;
+    assert_eq!(large.0, 413);
+}
+
+#[tokio::test]
+async fn pausing_shows_everywhere() {
+    let database = Database::new().await;
+    let door = Door::open(database.pool(), None).await;
+    let (status, switched) = door.post("/api/v1/consumers/org/pause", json!({ "reason": "bank is down" })).await;
+    assert_eq!((status, &switched["changed"]), (200, &json!(true)), "{switched}");
+    let (_, consumers) = door.get("/api/v1/consumers").await;
+    let org = consumers["items"].as_array().unwrap().iter().find(|c| c["consumer"] == "org").unwrap();
+    assert_eq!(org["state"], "paused");
+    assert_eq!(org["why"], "bank is down (unknown)");
+    assert_eq!(door.get("/api/v1/outbox").await.1["partitions"].as_array().unwrap().len(), 8);
+}
+
+#[tokio::test]
+async fn a_replay_through_the_api_wakes_the_relay() {
+    let database = Database::new().await;
+    let client = database.client().await;
+    let door = Door::open(database.pool(), None).await;
+    let insert = "INSERT INTO onceflow.dead_letter (id, tenant, consumer, source, event_id, event_type, stage, reason,
+            error_chain, payload, headers, original_exchange, original_routing_key, attempts, first_failed_at,
+            last_failed_at, consumer_version)
+        SELECT gen_random_uuid(), 'default', 'org', '', n::text, 'org.user.upserted.v1', 'decode', 'invalid_json',
+            ARRAY['broken'], '\\xff', '{}', 'flow.in', 'x', 1, now(), now(), '1' FROM generate_series(1, 3) AS n";
+    client.batch_execute(insert).await.unwrap();
+    let filter = json!({ "filter": { "reason_code": "invalid_json" } });
+    let (status, problem) = door.post("/api/v1/dlq/replay", json!({ "selection": filter })).await;
+    assert_eq!((status, &problem["code"]), (400, &json!("reason_needed")), "{problem}");
+    let body = json!({ "selection": filter, "reason": "fixed", "expect_count": 2 });
+    let (status, problem) = door.post("/api/v1/dlq/replay", body).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("count_differs")), "{problem}");
+    let woken = door.wakeup.notified();
+    let body = json!({ "selection": filter, "reason": "fixed", "expect_count": 3 });
+    let (status, done) = door.post("/api/v1/dlq/replay", body).await;
+    assert_eq!((status, done["ids"].as_array().unwrap().len()), (200, 3), "{done}");
+    tokio::time::timeout(Duration::from_secs(5), woken).await.unwrap();
+    let (_, settled) = door.post("/api/v1/dlq/settled", json!({ "ids": done["ids"] })).await;
+    assert_eq!(settled, json!({ "replayed": 0, "failed_again": 0, "waiting": 3, "other": 0 }));
+    let id = done["ids"][0].as_str().unwrap();
+    let (_, letter) = door.get(&format!("/api/v1/dlq/{id}")).await;
+    assert_eq!((&letter["payload_base64"], &letter["state"]), (&json!("/w=="), &json!("replaying")));
+}
+
+#[tokio::test]
+async fn metrics_have_every_series_from_the_start() {
+    let consumers = [("metrics_it", vec!["metrics.it.v1"])];
+    let handle = telemetry::install(&consumers, &[1000, 5000]).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(serve_metrics(handle, listener, stop.clone()));
+    let response = reqwest::get(url).await.unwrap();
+    assert!(response.headers()["content-type"].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
+    let text = response.text().await.unwrap();
+    for series in [
+        r#"onceflow_messages_processed_total{consumer="metrics_it",event_type="metrics.it.v1",outcome="dead"} 0"#,
+        r#"onceflow_retries_scheduled_total{consumer="metrics_it",rung="5000",reason="contention"} 0"#,
+        r#"onceflow_dead_letters{consumer="metrics_it",state="open"} 0"#,
+        "onceflow_build_info{",
+        "process_start_time_seconds",
+    ] {
+        assert!(text.contains(series), "{series} is missing in\n{text}");
+    }
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(5), server).await.unwrap().unwrap().unwrap();
+}

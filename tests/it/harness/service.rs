@@ -1,0 +1,30 @@
+//! `onceflow run` in a process of its own, to be killed.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::{Child, Command};
+
+/// A service process; killed with this value.
+pub(crate) struct Service(Child);
+
+impl Service {
+    /// Starts the service; `failpoints` as in `FAILPOINTS`, empty for none.
+    pub(crate) fn start(config: &Path, failpoints: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_onceflow"));
+        command.arg("run").arg("--config").arg(config).args(["-q"]).env("FAILPOINTS", failpoints);
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap())
+    }
+
+    /// Waits until it has died by itself.
+    pub(crate) async fn died(&mut self, within: Duration) {
+        let ended = tokio::time::timeout(within, self.0.wait()).await.expect("the fail point was never reached");
+        assert!(!ended.unwrap().success());
+    }
+
+    /// `kill -9`.
+    pub(crate) async fn kill(mut self) {
+        self.0.kill().await.unwrap();
+    }
+}
