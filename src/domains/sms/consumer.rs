@@ -134,7 +134,7 @@ fn row(event: &Event, verdict: &Verdict) -> RequestRow {
         reason: verdict.as_ref().err().map(|refusal| refusal.reason),
         phone: request.phone.number().map(|number| number.expose().to_owned()),
         phone_given: request.phone.expose().to_owned(),
-        template_id: request.template_id.clone(),
+        template_id: request.template_id.clone().unwrap_or_default(),
         accepted: verdict.as_ref().ok().map(|accepted| accepted_columns(request, accepted)),
         event_id: event.envelope.id.clone(),
         correlation_id: event.envelope.trace.correlation_id.clone(),

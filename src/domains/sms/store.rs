@@ -48,7 +48,8 @@ pub(super) struct RequestRow {
     pub(super) reason: Option<&'static str>,
     pub(super) phone: Option<String>,
     pub(super) phone_given: String,
-    pub(super) template_id: Option<String>,
+    /// Empty where the text that was given can't be the id of any template.
+    pub(super) template_id: String,
     pub(super) accepted: Option<AcceptedColumns>,
     pub(super) event_id: String,
     pub(super) correlation_id: Option<String>,
@@ -123,7 +124,7 @@ pub(super) async fn insert(tx: &Tx, rows: &mut [RequestRow]) -> Result<HashSet<K
     let reasons = each(rows, |r| r.reason);
     let phones = each(rows, |r| r.phone.as_deref());
     let given = each(rows, |r| r.phone_given.as_str());
-    let template_ids = each(rows, |r| r.template_id.as_deref());
+    let template_ids = each(rows, |r| r.template_id.as_str());
     let versions: Vec<_> = accepted().map(|a| a.map(|a| a.template_version)).collect();
     let classes: Vec<_> = accepted().map(|a| a.map(|a| a.class)).collect();
     let signatures: Vec<_> = accepted().map(|a| a.map(|a| a.signature.as_str())).collect();
