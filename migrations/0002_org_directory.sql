@@ -68,6 +68,7 @@ create table onceflow.org_membership (
     directory     text        not null,
     user_id       text        not null,
     department_id text        not null,
+    -- unknown: one that waits (org_waiting), so that it and a removal lock the same row.
     -- detached: ended because its user was deleted; it comes back with the user unless it is removed meanwhile.
     state         text        not null,
     version       bigint      not null,
@@ -78,8 +79,8 @@ create table onceflow.org_membership (
     deleted_at    timestamptz,
     updated_at    timestamptz not null default clock_timestamp(),
     constraint org_membership_pkey primary key (tenant, directory, user_id, department_id),
-    constraint org_membership_state_known check (state in ('live', 'detached', 'deleted')),
-    constraint org_membership_told check (version > 0),
+    constraint org_membership_state_known check (state in ('unknown', 'live', 'detached', 'deleted')),
+    constraint org_membership_told check ((version > 0) = (state <> 'unknown')),
     constraint org_membership_deleted_when check ((state = 'deleted') = (deleted_at is not null))
 );
 create index org_membership_members on onceflow.org_membership (tenant, directory, department_id) where state = 'live';

@@ -20,7 +20,7 @@ const USERS: &str = "
     FROM onceflow.org_user WHERE tenant = $1 AND state <> 'unknown' ORDER BY id";
 const MEMBERSHIPS: &str = "
     SELECT concat_ws(' ', 'membership', user_id, department_id, state, version, is_primary, title)
-    FROM onceflow.org_membership WHERE tenant = $1 ORDER BY user_id, department_id";
+    FROM onceflow.org_membership WHERE tenant = $1 AND state <> 'unknown' ORDER BY user_id, department_id";
 const WAITING: &str = "
     SELECT concat_ws(' ', kind, object_id, nullif(department_id, ''), op, version, reason)
     FROM onceflow.org_waiting WHERE tenant = $1 ORDER BY kind, object_id, department_id";

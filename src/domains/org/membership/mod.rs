@@ -22,11 +22,11 @@ pub(super) async fn add(
     }
     if !found.user_is_live && !user::store::hold(work, &key.user_id).await? {
         let wake = Wake::User(key.user_id.clone());
-        return Ok(missing(work, "user_missing", wake));
+        return missing(work, (key, stamp), "user_missing", wake).await;
     }
     if !found.department_is_live && !department::store::hold(work, &key.department_id).await? {
         let wake = Wake::Department(key.department_id.clone());
-        return Ok(missing(work, "department_missing", wake));
+        return missing(work, (key, stamp), "department_missing", wake).await;
     }
     write(work, key, stamp, Some(values)).await
 }
@@ -53,13 +53,24 @@ pub(super) async fn detach_all(work: &mut Work<'_>, user_id: &str) -> Result<(),
     Ok(())
 }
 
-fn missing(work: &Work<'_>, reason: &'static str, wake: Wake) -> Verdict {
+/// The verdict on a membership that has to wait. Its row is locked, so that a removal at the same time either is seen here or
+/// sees what we keep.
+async fn missing(
+    work: &Work<'_>,
+    (key, stamp): (&MembershipKey, &Stamp),
+    reason: &'static str,
+    wake: Wake,
+) -> Result<Verdict, HandleError> {
+    if !store::hold(work, key, stamp).await? {
+        return Ok(Verdict::Stale);
+    }
     let message = format!("the membership needs {} of {}, which is not known yet", wake.key(), work.directory);
-    Verdict::Blocked(Block { reason, wake, message })
+    Ok(Verdict::Blocked(Block { reason, wake, message }))
 }
 
 /// Locks the departments that lose members, so that the last one to leave sees that it is the last. Where a deletion waits
-/// for that, the tree comes first in the order of locks.
+/// for that, the tree comes first in the order of locks. A deletion that begins to wait between our look and our lock can
+/// cost one of two removals a deadlock, which the runtime tries again in place.
 async fn lock_left(work: &mut Work<'_>, departments: &[&str]) -> Result<(), HandleError> {
     if department::store::any_leaving(work, departments).await? {
         work.lock_tree().await?;

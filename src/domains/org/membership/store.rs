@@ -66,6 +66,16 @@ const WRITE: &str = "
     SELECT old.*, EXISTS (SELECT FROM written) AS written
     FROM (SELECT) AS always LEFT JOIN old ON true";
 
+// Leaves an unknown row where there is none, and locks it against every other event about this membership.
+const HOLD: &str = "
+    INSERT INTO onceflow.org_membership AS m
+        (tenant, directory, user_id, department_id, version, event_time, event_key, state)
+    VALUES ($1, $2, $3, $4, 0, 'epoch', '', 'unknown')
+    ON CONFLICT (tenant, directory, user_id, department_id) DO UPDATE SET version = m.version
+    RETURNING ($5::bigint, $6::timestamptz, $7::text) > (m.version, m.event_time, m.event_key)
+        OR (m.state = 'detached'
+            AND ($5::bigint, $6::timestamptz, $7::text) = (m.version, m.event_time, m.event_key))";
+
 const DEPARTMENTS_OF: &str = "
     SELECT department_id FROM onceflow.org_membership
     WHERE tenant = $1 AND directory = $2 AND user_id = $3 AND state = 'live'
@@ -143,6 +153,15 @@ fn before(row: &Row) -> Result<Option<Before<Membership>>, DbError> {
         version: row.get("version"),
         values: Membership { primary: row.get("is_primary"), title: row.get("title") },
     }))
+}
+
+/// Locks the membership against other events about it, as an unknown one if need be, and tells whether the stamp is still
+/// newer than it.
+pub(super) async fn hold(work: &Work<'_>, key: &MembershipKey, stamp: &Stamp) -> Result<bool, DbError> {
+    let MembershipKey { user_id, department_id } = key;
+    let Stamp { version, time, key } = stamp;
+    let params: &[&(dyn ToSql + Sync)] = &[&work.tenant, &work.directory, user_id, department_id, version, time, key];
+    Ok(work.tx.query_one(HOLD, params).await?.get(0))
 }
 
 /// The departments that the user is a live member of, in order.
