@@ -17,7 +17,7 @@ const TYPE: &str = "org.user.upserted.v1";
 async fn dies_at(point: &str, events: fn(&Stack) -> Vec<onceflow::broker::Outgoing>) -> Stack {
     let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
     stack.publish_all(events(&stack)).await;
-    let mut service = Service::start(stack.config_file(), &format!("{point}=1*off->return"));
+    let mut service = Service::start(stack.config_file(), &format!("{point}=return"));
     service.died(SOON).await;
     let service = Service::start(stack.config_file(), "");
     stack.until_count("SELECT count(*) FROM onceflow.inbox WHERE outcome = 'applied'", USERS).await;
