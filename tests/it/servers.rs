@@ -1,18 +1,16 @@
 //! The private servers themselves: each test boots its own, apart from those that the other tests share.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use onceflow::dev::servers::{Options, Servers};
-use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
-use crate::harness::{Database, Vhost, eventually, servers};
+use crate::harness::{Database, Vhost, eventually, project, servers};
 
 /// Guards give a server 20 s before they use force.
 const GONE_WITHIN: Duration = Duration::from_secs(40);
@@ -82,15 +80,17 @@ async fn servers_whose_guards_were_killed_too_are_stopped_by_the_next_start() {
     let first = Servers::start(project.path(), options, &quiet).await.unwrap();
     let directory = first.directory().to_owned();
     let orphan = fs::read_to_string(directory.join("postgres.pid")).unwrap();
-    let orphan = orphan.split(' ').next().unwrap();
-    let status = fs::read_to_string(format!("/proc/{orphan}/status")).unwrap();
-    let guard = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim();
-    // The guard's group: its shell and the one that reads our orders.
-    let killed = Command::new("sh").args(["-c", "kill -KILL -- \"-$1\"", "sh", guard]).status().unwrap();
-    assert!(killed.success());
+    let orphan: u32 = orphan.split(' ').next().unwrap().parse().unwrap();
+    let guard = parent_of(orphan);
+    // The guard and its shell that reads our orders.
+    for process in [vec![guard], children_of(guard)].concat().into_iter().filter(|&process| process != orphan) {
+        let script = ["-c", "kill -s KILL \"$1\"", "sh"];
+        assert!(Command::new("sh").args(script).arg(process.to_string()).status().unwrap().success());
+    }
     drop(first);
     let second = Servers::start(project.path(), options, &quiet).await.unwrap();
-    assert!(!Path::new("/proc").join(orphan).exists());
+    let left = fs::read(format!("/proc/{orphan}/cmdline")).unwrap_or_default();
+    assert!(left.is_empty(), "it is gone, or only waits to be reaped: {}", String::from_utf8_lossy(&left));
     second.stop().await.unwrap();
     assert_eq!(processes_of(&directory), Vec::<String>::new());
 }
@@ -107,12 +107,6 @@ async fn tests_get_migrated_databases_and_virtual_hosts_of_their_own() {
     assert!(found.contains(vhost.name()));
     assert!(vhost.url().ends_with(vhost.name()));
     assert!(vhost.url().starts_with("amqp://") && servers().await.management_url.starts_with("http://"));
-}
-
-fn project() -> TempDir {
-    let project = tempfile::tempdir().unwrap();
-    fs::set_permissions(project.path(), Permissions::from_mode(0o755)).unwrap();
-    project
 }
 
 async fn start(project: &Path) -> Servers {
@@ -133,6 +127,17 @@ fn spawn_servers_only(project: &Path) -> Child {
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.contains("amqp_url"), "{line}");
     child
+}
+
+fn parent_of(process: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).map_or(0, |parent| parent.trim().parse().unwrap())
+}
+
+fn children_of(process: u32) -> Vec<u32> {
+    let names = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
+    let processes = names.filter_map(|name| name.to_str()?.parse().ok());
+    processes.filter(|&other| parent_of(other) == process).collect()
 }
 
 /// Every process that names the directory in its arguments, its environment or as its working directory.

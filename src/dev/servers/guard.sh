@@ -12,6 +12,8 @@ server=$!
 echo "$server $stop_signal" >"$pid_file"
 
 {
+  # Ends between two steps, not in the middle of a `sleep`, which would be left behind.
+  trap exit TERM
   while read -r signal; do kill -s "$signal" "$server"; done
   kill -s "$stop_signal" "$server"
   tenths=$((grace_seconds * 10))
@@ -31,6 +33,7 @@ while kill -0 "$server" 2>/dev/null; do
   wait "$server"
   code=$?
 done
-kill -s KILL "$reader" 2>/dev/null
+kill -s TERM "$reader" 2>/dev/null
+wait "$reader"
 rm -f "$pid_file"
 exit "$code"

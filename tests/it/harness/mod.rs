@@ -18,7 +18,7 @@ mod vhost;
 pub(crate) use database::{Database, connect, pool};
 pub(crate) use eventually::eventually;
 pub(crate) use probe::Probe;
-pub(crate) use servers::{Addresses, servers};
+pub(crate) use servers::{Addresses, project, servers};
 pub(crate) use stack::{SOON, Stack, Wishes};
 pub(crate) use vhost::Vhost;
 

@@ -1,9 +1,12 @@
 //! The servers that all tests of this process share.
 
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
 use serde::Deserialize;
+use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use super::{database, vhost};
@@ -14,6 +17,13 @@ pub(crate) struct Addresses {
     pub(crate) amqp_url: String,
     pub(crate) database_url: String,
     pub(crate) management_url: String,
+}
+
+/// An empty folder for servers of a test's own; unprivileged accounts can enter it.
+pub(crate) fn project() -> TempDir {
+    let project = tempfile::tempdir().unwrap();
+    fs::set_permissions(project.path(), Permissions::from_mode(0o755)).unwrap();
+    project
 }
 
 struct Shared {
