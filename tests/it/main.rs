@@ -10,6 +10,7 @@ mod delivery;
 mod documents;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod kills;
 mod org;
 mod outages;
 mod payment;
