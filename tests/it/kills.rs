@@ -11,7 +11,7 @@ use rand::Rng;
 use serde_json::json;
 
 use crate::harness::service::Service;
-use crate::harness::{SOON, Stack, Wishes, eventually};
+use crate::harness::{SOON, Stack, Wishes, eventually, size};
 
 const TYPE: &str = "org.user.upserted.v1";
 const APPLIED: &str = "SELECT count(*) FROM onceflow.inbox WHERE outcome = 'applied'";
@@ -22,8 +22,8 @@ const THOUSAND_WITHIN: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i1_i2_random_kills_under_load_lose_nothing_and_apply_nothing_twice() {
-    let kills = from_environment("ONCEFLOW_KILLS", 4);
-    let events = from_environment("ONCEFLOW_EVENTS", 2_000);
+    let kills = i64::try_from(size("ONCEFLOW_KILLS", 4)).unwrap();
+    let events = i64::try_from(size("ONCEFLOW_EVENTS", 2_000)).unwrap();
     let within = SOON + THOUSAND_WITHIN * u32::try_from(events / 1_000).unwrap();
     let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
     let all: Vec<_> = (0..events).map(|n| user(&stack, n)).collect();
@@ -37,37 +37,32 @@ async fn i1_i2_random_kills_under_load_lose_nothing_and_apply_nothing_twice() {
     let mut service = Service::start(stack.config_file(), "");
     for round in 1..=kills {
         // The kills are spread over the stream; where exactly each of them hits is left to chance.
-        let share = i64::try_from(events / (kills + 1)).unwrap();
-        let at = share * i64::try_from(round).unwrap() - rand::rng().random_range(0..share.max(1));
+        let share = events / (kills + 1);
+        let at = share * round - rand::rng().random_range(0..share.max(1));
         eventually(within, || async { (stack.count(APPLIED).await >= at).then_some(()) }).await;
         service.kill().await;
         service = Service::start(stack.config_file(), "");
     }
     load.await.unwrap();
-    let expected = i64::try_from(events).unwrap();
-    eventually(within, || async { (stack.count(APPLIED).await >= expected).then_some(()) }).await;
+    eventually(within, || async { (stack.count(APPLIED).await >= events).then_some(()) }).await;
     let left = "SELECT count(*) FROM onceflow.outbox";
     eventually(within, || async { (stack.count(left).await == 0).then_some(()) }).await;
 
-    assert_eq!(stack.count(APPLIED).await, expected);
-    assert_eq!(stack.count("SELECT count(*) FROM onceflow.inbox").await, expected, "nothing else was recorded");
-    assert_eq!(stack.count("SELECT count(*) FROM onceflow.org_user WHERE state = 'live'").await, expected);
+    assert_eq!(stack.count(APPLIED).await, events);
+    assert_eq!(stack.count("SELECT count(*) FROM onceflow.inbox").await, events, "nothing else was recorded");
+    assert_eq!(stack.count("SELECT count(*) FROM onceflow.org_user WHERE state = 'live'").await, events);
     assert_eq!(stack.count("SELECT count(*) FROM onceflow.dead_letter").await, 0);
     let downstream = stack.downstream().await;
     let ids: BTreeSet<_> = downstream.iter().filter_map(|message| message.message_id.as_deref()).collect();
     // Each effect has one downstream event with an id of its own: an effect that happened twice would have two.
-    assert_eq!(i64::try_from(ids.len()).unwrap(), expected);
+    assert_eq!(i64::try_from(ids.len()).unwrap(), events);
     let redelivered = stack.count("SELECT coalesce(sum(duplicates), 0)::bigint FROM onceflow.inbox").await;
     let published_again = downstream.len() - ids.len();
     eprintln!("{kills} kills, {events} events: {redelivered} duplicates recognised, {published_again} published again");
     service.kill().await;
 }
 
-fn user(stack: &Stack, n: usize) -> Outgoing {
+fn user(stack: &Stack, n: i64) -> Outgoing {
     let body = json!({"directory": "d", "id": format!("u{n}"), "version": "1", "name": "Example Person"});
     stack.plain(TYPE, &format!("e{n}"), &body)
-}
-
-fn from_environment(name: &str, default: usize) -> usize {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }

@@ -14,7 +14,7 @@ use onceflow::runtime::{AnyConsumer, erase};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Probe, SOON, Stack, Wishes, connect, eventually, pool, probe::EVENT, project};
+use crate::harness::{Probe, SOON, Stack, Wishes, connect, eventually, pool, probe::EVENT, project, size};
 
 const APPLIED: &str = "SELECT count(*) FROM onceflow.inbox";
 
@@ -87,7 +87,7 @@ async fn i7_stopped_servers_cost_no_attempt_and_no_dead_letter_b2_b3_d1() {
 
 /// How long a server is away.
 async fn outage() {
-    let seconds = std::env::var("ONCEFLOW_OUTAGE_SECONDS").map_or(2, |text| text.parse().unwrap());
+    let seconds = size("ONCEFLOW_OUTAGE_SECONDS", 2);
     tokio::time::sleep(Duration::from_secs(seconds)).await; // real time: the length of the outage is the fault itself
 }
 

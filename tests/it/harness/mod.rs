@@ -27,6 +27,12 @@ fn unique(prefix: &str) -> String {
     format!("{prefix}{}", uuid::Uuid::now_v7().simple())
 }
 
+/// A number by which a test can be made longer or shorter, from the environment.
+pub(crate) fn size(name: &str, default: u64) -> u64 {
+    let text = std::env::var_os(name).map(|text| text.into_string().unwrap());
+    text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")))
+}
+
 /// Cleans up after a test without keeping it waiting; at the end of the process it may not come to its end.
 fn in_background<F>(work: impl FnOnce() -> F + Send + 'static)
 where
