@@ -36,7 +36,10 @@ function message(form, contentType) {
 }
 
 const [url] = process.argv.slice(2);
-if (!url) throw new Error("usage: node samples/clients/all_forms.mjs AMQP_URL");
+if (!url) {
+  console.error("usage: node samples/clients/all_forms.mjs AMQP_URL");
+  process.exit(2);
+}
 const connection = await amqp.connect(url);
 const channel = await connection.createConfirmChannel();
 // A message that no queue is bound for comes back before its confirm.

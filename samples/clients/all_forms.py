@@ -24,12 +24,12 @@ PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
 
 def user_message():
     """The class of the event's message, generated from proto/; a real producer generates it at build time."""
-    out = tempfile.mkdtemp()
     file = "org/v1/user.proto"
-    if protoc.main(["protoc", f"-I{PROTO}", f"--python_out={out}", file]) != 0:
-        raise SystemExit(f"{PROTO / file} can't be compiled")
-    sys.path.insert(0, out)
-    from org.v1 import user_pb2
+    with tempfile.TemporaryDirectory() as out:
+        if protoc.main(["protoc", f"-I{PROTO}", f"--python_out={out}", file]) != 0:
+            raise SystemExit(f"{PROTO / file} can't be compiled")
+        sys.path.insert(0, out)
+        from org.v1 import user_pb2
 
     return user_pb2.UserUpserted
 

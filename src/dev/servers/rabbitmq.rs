@@ -122,15 +122,6 @@ impl RabbitMq {
         }
     }
 
-    /// An orderly stop and the start after it.
-    ///
-    /// # Errors
-    /// As [`start`](Self::start).
-    pub async fn restart(&mut self) -> Result<(), ServersError> {
-        self.stop().await?;
-        self.start().await
-    }
-
     /// Runs `rabbitmqctl` against this node and returns what it printed.
     ///
     /// # Errors

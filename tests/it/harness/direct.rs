@@ -25,8 +25,7 @@ impl Direct {
         Self::of(erase(consumer)).await
     }
 
-    /// One of the registered consumers, whose type is private.
-    /// A consumer of the build, by name.
+    /// A consumer of the build, by name: the types of the registered ones are private.
     pub(crate) async fn named(name: &str) -> Self {
         let found = onceflow::domains::consumers().into_iter().find(|consumer| consumer.name() == name);
         Self::of(found.unwrap()).await
