@@ -178,6 +178,7 @@ fn admin_state(
     let info = |c: &Arc<dyn AnyConsumer>| ConsumerInfo { name: c.name(), reads: c.reads(), publishes: c.publishes() };
     AdminState {
         pool,
+        begin_within: admin::BEGIN_WITHIN,
         health: health.clone(),
         consumers: consumers.iter().map(info).collect(),
         prefix: config.runtime.names.prefix().to_owned(),

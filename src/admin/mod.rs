@@ -17,4 +17,4 @@ pub mod wire;
 pub use listen::{ListenError, bind_admin, bind_metrics};
 pub use sampler::sample;
 pub use serve::{serve_admin, serve_metrics};
-pub use state::{AdminState, ConsumerInfo};
+pub use state::{AdminState, BEGIN_WITHIN, ConsumerInfo};

@@ -13,8 +13,9 @@ use crate::health::{Check, Health};
 use crate::replay::control;
 use crate::runtime::EventType;
 
-/// Longest wait for a connection: an operator gets an answer within a second also when the database is away.
-const BEGIN_WITHIN: Duration = Duration::from_millis(800);
+/// Longest wait of the service for a connection: an operator gets an answer within a second also when the database
+/// is away.
+pub const BEGIN_WITHIN: Duration = Duration::from_millis(800);
 /// The check that the runtime keeps for the database.
 const DATABASE_CHECK: &str = "database";
 
@@ -34,6 +35,8 @@ pub struct ConsumerInfo {
 pub struct AdminState {
     /// The database.
     pub pool: Pool,
+    /// Longest wait for a connection, [`BEGIN_WITHIN`] in the service.
+    pub begin_within: Duration,
     /// The process's own condition.
     pub health: Arc<Health>,
     /// The consumers of this build.
@@ -73,10 +76,10 @@ impl AdminState {
         if let Some(Check::Waiting(why)) = self.health.snapshot().get(DATABASE_CHECK) {
             return Err(Problem::unreachable(why));
         }
-        match tokio::time::timeout(BEGIN_WITHIN, self.pool.begin()).await {
+        match tokio::time::timeout(self.begin_within, self.pool.begin()).await {
             Ok(Ok(tx)) => Ok(tx),
             Ok(Err(error)) => Err(Problem::from(error)),
-            Err(_) => Err(Problem::unreachable("no connection within 800 ms")),
+            Err(_) => Err(Problem::unreachable(&format!("no connection within {} ms", self.begin_within.as_millis()))),
         }
     }
 }
