@@ -5,15 +5,15 @@
 //! that is found dead.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{Acker, Channel, Consumer};
+use lapin::{Channel, Consumer};
 use tokio_util::sync::CancellationToken;
 
+use super::acks::{Acks, acknowledge};
 use super::convert::message_from;
 use super::declare::Topology;
 use super::error::{BrokerError, bounded};
@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 pub struct Subscription {
     channel: Channel,
     consumer: Consumer,
-    alive: Arc<AtomicBool>,
+    acks: Arc<Acks>,
 }
 
 impl std::fmt::Debug for Subscription {
@@ -56,7 +56,8 @@ impl Subscription {
         let consume =
             channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
         let consumer = bounded("consume", ANSWER_WITHIN, consume).await?;
-        Ok(Some(Self { channel, consumer, alive: Arc::new(AtomicBool::new(true)) }))
+        let acks = Acks::new(channel.clone(), prefetch);
+        Ok(Some(Self { channel, consumer, acks }))
     }
 
     /// The next delivery. Cancel safe.
@@ -66,7 +67,10 @@ impl Subscription {
     pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
         loop {
             match tokio::time::timeout(LOOK_EVERY, self.consumer.next()).await {
-                Ok(Some(Ok(delivery))) => return Ok(Delivery::new(delivery, self.alive.clone())),
+                Ok(Some(Ok(delivery))) => {
+                    self.acks.delivered(delivery.delivery_tag);
+                    return Ok(Delivery::new(delivery, self.acks.clone()));
+                }
                 Ok(Some(Err(error))) => return Err(BrokerError::client("consume", error)),
                 Ok(None) => return Err(BrokerError::ended("consume")),
                 Err(_) if self.channel.status().connected() => {}
@@ -86,14 +90,17 @@ impl Subscription {
 
     /// Closes the channel: what was not acknowledged goes back to the queue.
     pub async fn close(self) {
-        self.alive.store(false, Ordering::Release);
+        if let Err(error) = self.acks.flush().await {
+            tracing::debug!(%error, "acks lost: the broker delivers the messages again");
+        }
+        self.acks.end();
         close(&self.channel).await;
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.alive.store(false, Ordering::Release);
+        self.acks.end();
     }
 }
 
@@ -106,12 +113,12 @@ pub struct Delivery {
     pub route: Route,
     /// The broker has delivered it before.
     pub redelivered: bool,
-    acker: Acker,
-    alive: Arc<AtomicBool>,
+    tag: u64,
+    acks: Arc<Acks>,
 }
 
 impl Delivery {
-    fn new(delivery: lapin::message::Delivery, alive: Arc<AtomicBool>) -> Self {
+    fn new(delivery: lapin::message::Delivery, acks: Arc<Acks>) -> Self {
         Self {
             message: message_from(&delivery.properties, delivery.data),
             route: Route {
@@ -119,14 +126,14 @@ impl Delivery {
                 routing_key: delivery.routing_key.as_str().to_owned(),
             },
             redelivered: delivery.redelivered,
-            acker: delivery.acker,
-            alive,
+            tag: delivery.delivery_tag,
+            acks,
         }
     }
 
     /// Whether the subscription that brought it still runs; if not, the broker delivers it again.
     pub fn is_current(&self) -> bool {
-        self.alive.load(Ordering::Acquire)
+        self.acks.is_alive()
     }
 
     /// Tells the broker that the message is dealt with. Returns false for a stale delivery, which comes again.
@@ -134,7 +141,15 @@ impl Delivery {
     /// # Errors
     /// The channel is gone; the message comes again.
     pub async fn ack(&self) -> Result<bool, BrokerError> {
-        bounded("acknowledge", ANSWER_WITHIN, self.acker.ack(BasicAckOptions::default())).await
+        acknowledge(&[self]).await
+    }
+
+    pub(super) fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    pub(super) fn acks(&self) -> &Arc<Acks> {
+        &self.acks
     }
 }
 

@@ -1,5 +1,6 @@
 //! RabbitMQ: connections under our own supervision, publishing with confirms, consuming, declaring. The only user of the AMQP client.
 
+mod acks;
 mod consume;
 mod convert;
 mod declare;
@@ -8,6 +9,7 @@ mod link;
 mod publish;
 mod settings;
 
+pub use acks::acknowledge;
 pub use consume::{Delivery, Subscription, queue_depths};
 pub use declare::{Binding, ExchangeSpec, QueueKind, QueueSpec, Topology};
 pub use error::BrokerError;

@@ -88,9 +88,7 @@ impl Lane {
         match self.attempt_at_last(&entries).await {
             Err(failure) => Err((jobs, failure)),
             Ok(settled) => {
-                for (job, settled) in jobs.into_iter().zip(settled) {
-                    self.settler.settled(job, settled).await;
-                }
+                self.settler.settled(&jobs, &settled).await;
                 Ok(())
             }
         }

@@ -20,7 +20,7 @@ use super::job::Job;
 use super::retry::{RetryClass, jittered};
 use super::settings::Settings;
 use super::wire::sanitize_headers;
-use crate::broker::{Fate, Outgoing, Publisher};
+use crate::broker::{Delivery, Fate, Outgoing, Publisher, acknowledge};
 use crate::clock;
 use crate::db::{Class, Commit, DbError, Pool};
 use crate::event::{Rejection, Stage};
@@ -41,26 +41,31 @@ pub(super) struct Settler {
 }
 
 impl Settler {
-    /// The transaction is committed.
-    pub(super) async fn settled(&self, job: Job, settled: Settled) {
-        let outcome = match settled {
-            Settled::Applied => "applied",
-            Settled::Duplicate { conflict } => {
-                self.note_duplicate(&job, conflict);
-                "duplicate"
-            }
-            Settled::Skipped(Skip::Stale) => "stale",
-            Settled::Skipped(Skip::Because(reason)) => {
-                debug!(consumer = self.consumer, reason, "skipped: {reason}");
-                "ignored"
-            }
-        };
+    /// The transaction of these jobs is committed; one end each.
+    pub(super) async fn settled(&self, jobs: &[Job], ends: &[Settled]) {
         failpoint::hit("before_ack");
-        self.ack(&job).await;
-        if outcome == "applied" {
-            self.note_applied(&job);
+        self.ack(jobs).await;
+        for (job, end) in jobs.iter().zip(ends) {
+            let outcome = match end {
+                Settled::Applied => {
+                    note_lag(self.consumer, job);
+                    "applied"
+                }
+                Settled::Duplicate { conflict } => {
+                    self.note_duplicate(job, *conflict);
+                    "duplicate"
+                }
+                Settled::Skipped(Skip::Stale) => "stale",
+                Settled::Skipped(Skip::Because(reason)) => {
+                    debug!(consumer = self.consumer, reason, "skipped: {reason}");
+                    "ignored"
+                }
+            };
+            telemetry::processed(self.consumer, job.event_type(), outcome, job.received.elapsed());
         }
-        telemetry::processed(self.consumer, job.event_type(), outcome, job.received.elapsed());
+        if ends.contains(&Settled::Applied) {
+            telemetry::last_success(self.consumer, clock::unix_seconds());
+        }
     }
 
     /// An attempt at this one event was rolled back.
@@ -87,7 +92,7 @@ impl Settler {
             return;
         }
         failpoint::hit("after_retry_publish");
-        self.ack(&job).await;
+        self.ack(std::slice::from_ref(&job)).await;
         let rung_ms = u64::try_from(rung.as_millis()).unwrap_or(u64::MAX);
         telemetry::retry_scheduled(self.consumer, rung_ms, code);
         telemetry::processed(self.consumer, job.event_type(), "retry", job.received.elapsed());
@@ -146,7 +151,7 @@ impl Settler {
             return;
         }
         failpoint::hit("after_dead_letter");
-        self.ack(&job).await;
+        self.ack(std::slice::from_ref(&job)).await;
         let (stage, reason) = (rejection.stage.as_str(), rejection.code);
         telemetry::dead_letter(self.consumer, metric_reason(rejection));
         telemetry::processed(self.consumer, job.event_type(), "dead", job.received.elapsed());
@@ -187,12 +192,13 @@ impl Settler {
         }
     }
 
-    /// A lost ack is no loss: the message comes again and the inbox knows it.
-    async fn ack(&self, job: &Job) {
-        match job.delivery.ack().await {
+    /// A lost ack is no loss: the messages come again and the inbox knows them.
+    async fn ack(&self, jobs: &[Job]) {
+        let deliveries: Vec<&Delivery> = jobs.iter().map(|job| &job.delivery).collect();
+        match acknowledge(&deliveries).await {
             Ok(true) => {}
-            Ok(false) => debug!(consumer = self.consumer, "stale ack: the broker delivers the message again"),
-            Err(error) => debug!(consumer = self.consumer, %error, "ack lost: the broker delivers the message again"),
+            Ok(false) => debug!(consumer = self.consumer, "stale ack: the broker delivers the messages again"),
+            Err(error) => debug!(consumer = self.consumer, %error, "acks lost: the broker delivers the messages again"),
         }
     }
 
@@ -207,13 +213,12 @@ impl Settler {
             envelope.id
         );
     }
+}
 
-    fn note_applied(&self, job: &Job) {
-        telemetry::last_success(self.consumer, clock::unix_seconds());
-        let Some(time) = job.envelope().and_then(|e| e.time) else { return };
-        if let Ok(took) = Duration::try_from(clock::now().duration_since(time)) {
-            telemetry::end_to_end(self.consumer, took);
-        }
+fn note_lag(consumer: &'static str, job: &Job) {
+    let Some(time) = job.envelope().and_then(|e| e.time) else { return };
+    if let Ok(took) = Duration::try_from(clock::now().duration_since(time)) {
+        telemetry::end_to_end(consumer, took);
     }
 }
 
