@@ -50,6 +50,8 @@ create table onceflow.outbox (
     partition      smallint    not null generated always as
                        ((hashtext(tenant || '/' || coalesce(partitionkey, aggregateid)) & 2147483647) % 8) stored,
     created_at     timestamptz not null default clock_timestamp(),
+    -- The process that wrote the row and may hand it to its own relay in memory; 0 for everybody else.
+    writer         bigint      not null default 0,
     attempts       integer     not null default 0,
     -- Set when the broker could not route or accept the row: it stays until someone retries or discards it.
     parked_at      timestamptz,
@@ -60,6 +62,8 @@ create table onceflow.outbox (
     constraint outbox_parked_with_reason check ((parked_at is null) = (parked_reason is null))
 );
 create index outbox_ready on onceflow.outbox (partition, seq) where parked_at is null;
+-- Answers at once whether a partition has rows of anybody else.
+create index outbox_by_writer on onceflow.outbox (partition, writer) where parked_at is null;
 create index outbox_parked on onceflow.outbox (parked_at) where parked_at is not null;
 
 -- Who publishes a partition. The epoch rises at every takeover and is compared in every statement that removes rows,
@@ -74,6 +78,12 @@ create table onceflow.outbox_partition (
     replayed   bigint      not null default 0
 );
 insert into onceflow.outbox_partition (partition) select generate_series(0, 7);
+
+-- The relays that run now: they share the partitions evenly.
+create table onceflow.outbox_relay (
+    holder  text        not null primary key,
+    seen_at timestamptz not null default clock_timestamp()
+);
 
 -- Messages that failed for good. Browsed here and never in the broker: looking into a quorum queue counts as a delivery.
 create table onceflow.dead_letter (

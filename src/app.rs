@@ -18,7 +18,7 @@ use crate::broker::{Link, Publisher, Purpose, Topology};
 use crate::config::{Config, Role};
 use crate::db::{self, Pool};
 use crate::health::{Check, Health};
-use crate::outbox::{Relay, RelaySettings, Wakeup};
+use crate::outbox::{Handover, Relay, RelaySettings};
 use crate::runtime::{
     ABORT_MARGIN, AnyConsumer, Pauses, Shared, consumer_topology, egress_topology, run_consumer, run_drain,
 };
@@ -84,13 +84,13 @@ impl App {
         expect_checks(&health, &consumers);
         let stops = Stops::default();
         let pauses = Pauses::default();
-        let wakeup = Wakeup::default();
+        let handover = Handover::default();
         let link = |purpose| Arc::new(Link::new(config.broker.clone(), purpose, health.clone()));
         let links = [link(Purpose::Consume), link(Purpose::Publish)];
         let admin_pool = config.database.pool(Role::Admin)?;
 
         let mut service = JoinSet::new();
-        let state = admin_state(config, &consumers, admin_pool.clone(), (&health, &pauses, &wakeup));
+        let state = admin_state(config, &consumers, admin_pool.clone(), (&health, &pauses, &handover));
         let addresses = serve(config, state, metrics, (&mut service, &stops.service)).await?;
         service.spawn(watch_database(admin_pool.clone(), health.clone(), stops.service.clone()));
         service.spawn(follow_pauses(admin_pool, pauses.clone(), config.runtime.look_for_pauses, stops.service.clone()));
@@ -100,14 +100,14 @@ impl App {
             link: links[0].clone(),
             retries: Arc::new(Publisher::new(links[1].clone(), Topology::default())),
             pool: config.database.pool(Role::Consumers)?,
-            outbox: wakeup.clone(),
+            outbox: handover.clone(),
             health: health.clone(),
             pauses,
             stop: stops.intake.clone(),
             abort: stops.abort.clone(),
         };
         let intake = start_intake(config, consumers, &shared, &links[1]);
-        let relay = start_relay(config, links[1].clone(), wakeup, (&health, &stops.relay))?;
+        let relay = start_relay(config, links[1].clone(), handover, (&health, &stops.relay))?;
         let drain_within = config.runtime.drain_within;
         let (admin, metrics) = addresses;
         Ok(Self { admin, metrics, health, stops, links, intake, relay, service, drain_within })
@@ -173,7 +173,7 @@ fn admin_state(
     config: &Config,
     consumers: &[Arc<dyn AnyConsumer>],
     pool: Pool,
-    (health, pauses, wakeup): (&Arc<Health>, &Pauses, &Wakeup),
+    (health, pauses, handover): (&Arc<Health>, &Pauses, &Handover),
 ) -> AdminState {
     let info = |c: &Arc<dyn AnyConsumer>| ConsumerInfo { name: c.name(), reads: c.reads(), publishes: c.publishes() };
     AdminState {
@@ -184,7 +184,7 @@ fn admin_state(
         prefix: config.runtime.names.prefix().to_owned(),
         token: config.admin.token.clone(),
         paused_changed: pauses.bell(),
-        outbox_wakeup: wakeup.bell(),
+        outbox_wakeup: handover.bell(),
         version: env!("CARGO_PKG_VERSION"),
     }
 }
@@ -304,7 +304,7 @@ async fn schema_and_pauses_known(shared: &Shared) -> bool {
 fn start_relay(
     config: &Config,
     link: Arc<Link>,
-    wakeup: Wakeup,
+    handover: Handover,
     (health, stop): (&Arc<Health>, &CancellationToken),
 ) -> Result<JoinSet<()>, StartError> {
     let names = &config.runtime.names;
@@ -314,7 +314,7 @@ fn start_relay(
         holder: Uuid::now_v7().to_string(),
     };
     let publisher = Publisher::new(link, egress_topology(names));
-    let relay = Relay::new(settings, config.database.pool(Role::Relay)?, publisher, wakeup, health.clone());
+    let relay = Relay::new(settings, config.database.pool(Role::Relay)?, publisher, handover, health.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(relay.run(stop.clone()));
     Ok(tasks)

@@ -27,8 +27,8 @@ pub enum Role {
     Admin,
 }
 
-/// Connections of the relay: one works, one is spare.
-const RELAY_CONNECTIONS: usize = 2;
+/// Connections of the relay: it reads, removes and renews its leases at the same time.
+const RELAY_CONNECTIONS: usize = 3;
 /// Connections of the API.
 const ADMIN_CONNECTIONS: usize = 4;
 

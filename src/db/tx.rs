@@ -5,14 +5,19 @@
 //! `SELECT 1; COMMIT` so that an aborted transaction answers with 25P02, and tells three ends apart: [`Commit`].
 //! A transaction that is dropped half-way takes its connection out of the pool, so that nobody inherits it.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::Object;
-use tokio_postgres::Row;
+use futures_util::future::{join, poll_immediate};
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
 
 use super::error::{Class, DbError};
+
+/// In an aborted transaction the first statement fails, where COMMIT alone would report success (§1.2).
+const COMMIT: &str = "SELECT 1; COMMIT";
 
 /// How a transaction ended.
 #[derive(Debug)]
@@ -23,6 +28,12 @@ pub enum Commit {
     RolledBack(DbError),
     /// The answer was lost: it may have been committed. Only the inbox row can tell.
     Unknown(DbError),
+}
+
+/// Whether COMMIT was sent.
+enum Sent {
+    Yes,
+    No,
 }
 
 /// A running transaction (READ COMMITTED).
@@ -98,7 +109,55 @@ impl Tx {
             self.roll_back_quietly().await;
             return Commit::RolledBack(DbError::poisoned());
         }
-        match self.bounded("commit", self.client().simple_query("SELECT 1; COMMIT")).await {
+        let committed = self.bounded("commit", self.client().simple_query(COMMIT)).await;
+        self.ended(committed.map(|_| Sent::Yes)).await
+    }
+
+    /// Runs a last statement and commits in the same round trip. The rows are those of the statement; they count only when
+    /// the transaction is committed.
+    ///
+    /// Safe because the server refuses the COMMIT after a failed statement (25P02), as for [`commit`](Self::commit).
+    pub async fn query_and_commit(mut self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> (Commit, Vec<Row>) {
+        if self.poisoned.load(Ordering::Acquire) {
+            self.roll_back_quietly().await;
+            return (Commit::RolledBack(DbError::poisoned()), Vec::new());
+        }
+        let statement = match self.bounded("prepare", self.client().prepare_cached(sql)).await {
+            Ok(statement) => statement,
+            Err(error) => {
+                self.roll_back_quietly().await;
+                return (Commit::RolledBack(error), Vec::new());
+            }
+        };
+        match self.last_and_commit(&statement, params).await {
+            (Ok(rows), committed) => (self.ended(committed).await, rows),
+            // Not sent, or refused by the server, which then refuses the COMMIT too.
+            (Err(error), committed) if matches!(committed, Ok(Sent::No)) || refused(&error, &committed) => {
+                self.roll_back_quietly().await;
+                (Commit::RolledBack(error), Vec::new())
+            }
+            (Err(error), _) => (Commit::Unknown(error), Vec::new()),
+        }
+    }
+
+    async fn last_and_commit(
+        &self,
+        statement: &Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> (Result<Vec<Row>, DbError>, Result<Sent, DbError>) {
+        let client = self.client();
+        let mut last = pin!(self.bounded("query", client.query(statement, params)));
+        let commit = async { self.bounded("commit", client.simple_query(COMMIT)).await.map(|_| Sent::Yes) };
+        // The first poll sends it, or fails on a value that can't be sent; then COMMIT must not be sent either.
+        match poll_immediate(last.as_mut()).await {
+            Some(Err(error)) => (Err(error), Ok(Sent::No)),
+            Some(Ok(rows)) => (Ok(rows), commit.await),
+            None => join(last, commit).await,
+        }
+    }
+
+    async fn ended(&mut self, committed: Result<Sent, DbError>) -> Commit {
+        match committed {
             Ok(_) => {
                 drop(self.client.take());
                 Commit::Committed
@@ -148,6 +207,10 @@ impl Tx {
         }
         result
     }
+}
+
+fn refused(statement: &DbError, commit: &Result<Sent, DbError>) -> bool {
+    statement.server_decided() && commit.as_ref().is_err_and(DbError::server_decided)
 }
 
 impl Drop for Tx {

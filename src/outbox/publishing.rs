@@ -1,26 +1,10 @@
-//! From rows to messages, and in which waves they go.
-
-use std::collections::HashSet;
+//! From rows to messages.
 
 use serde_json::Value;
 
 use super::row::Pending;
 use crate::broker::Outgoing;
 use crate::message::{Headers, Message, Route};
-
-/// Splits rows, given in order, into waves with at most one row of a key each: a row leaves only after its predecessor is
-/// confirmed.
-pub(super) fn waves(rows: Vec<Pending>) -> Vec<Vec<Pending>> {
-    let mut waves = Vec::new();
-    let mut rest = rows;
-    while !rest.is_empty() {
-        let mut keys = HashSet::new();
-        let (wave, later) = rest.into_iter().partition(|row| keys.insert(row.key.clone()));
-        waves.push(wave);
-        rest = later;
-    }
-    waves
-}
 
 /// A row with a route of its own is published exactly as it is stored; any other becomes a CloudEvent in the binary form.
 pub(super) fn outgoing(row: &Pending, egress: &str) -> Outgoing {
@@ -37,7 +21,7 @@ pub(super) fn outgoing(row: &Pending, egress: &str) -> Outgoing {
 }
 
 fn stored(row: &Pending) -> Message {
-    let mut message = Message { body: row.body.clone().into(), ..Message::default() };
+    let mut message = Message { body: row.body.clone(), ..Message::default() };
     overlay(&mut message, &row.headers);
     message
 }
@@ -60,7 +44,7 @@ fn cloud_event(row: &Pending) -> Message {
         content_type: Some(if row.is_json { "application/json" } else { "application/protobuf" }.to_owned()),
         timestamp: u64::try_from(row.created_at.as_second()).ok(),
         headers,
-        body: row.body.clone().into(),
+        body: row.body.clone(),
         ..Message::default()
     };
     overlay(&mut message, &row.headers);
@@ -93,36 +77,11 @@ fn overlay(message: &mut Message, stored: &Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
-
-    fn row(key: &str, seq: u128) -> Pending {
-        Pending {
-            id: Uuid::from_u128(seq),
-            tenant: "t".to_owned(),
-            aggregate_type: "user".to_owned(),
-            aggregate_id: key.to_owned(),
-            event_type: "org.user.changed.v1".to_owned(),
-            body: b"{}".to_vec(),
-            is_json: true,
-            headers: serde_json::json!({"cloudEvents:source": "onceflow/org", "amqp:correlation_id": "c1"}),
-            key: format!("t/{key}"),
-            exchange: None,
-            routing_key: None,
-            partition: 0,
-            created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
-        }
-    }
-
-    #[test]
-    fn rows_of_one_key_leave_in_order_one_wave_each_i5() {
-        let waves = waves(vec![row("a", 1), row("b", 2), row("a", 3), row("a", 4), row("b", 5)]);
-        let ids: Vec<Vec<u128>> = waves.iter().map(|w| w.iter().map(|r| r.id.as_u128()).collect()).collect();
-        assert_eq!(ids, [vec![1, 2], vec![3, 5], vec![4]]);
-    }
+    use crate::outbox::row::tests::pending;
 
     #[test]
     fn a_downstream_event_is_a_binary_cloud_event() {
-        let outgoing = outgoing(&row("a", 7), "onceflow.out");
+        let outgoing = outgoing(&pending("a", 7), "onceflow.out");
         assert_eq!(outgoing.route.routing_key, "org.user.changed.v1");
         let header = |name: &str| outgoing.message.headers[&format!("cloudEvents:{name}")].as_str().unwrap().to_owned();
         assert_eq!([header("source"), header("subject"), header("partitionkey")], ["onceflow/org", "user/a", "a"]);
@@ -132,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_replay_is_published_exactly_as_it_was_stored() {
-        let mut replay = row("a", 7);
+        let mut replay = pending("a", 7);
         replay.exchange = Some(String::new());
         replay.routing_key = Some("onceflow.org".to_owned());
         replay.headers = serde_json::json!({"amqp:message_id": "m1", "k": 1});

@@ -1,5 +1,8 @@
 //! A row of the outbox, as written and as read back.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -43,7 +46,7 @@ impl OutboxRow {
     }
 }
 
-/// A row as the relay reads it.
+/// A row as the relay publishes it.
 #[derive(Debug, Clone)]
 pub(super) struct Pending {
     pub(super) id: Uuid,
@@ -51,14 +54,70 @@ pub(super) struct Pending {
     pub(super) aggregate_type: String,
     pub(super) aggregate_id: String,
     pub(super) event_type: String,
-    pub(super) body: Vec<u8>,
+    pub(super) body: Bytes,
     /// Whether the body is the JSON column's text.
     pub(super) is_json: bool,
     pub(super) headers: Value,
     /// Tenant and ordering key in one.
-    pub(super) key: String,
+    pub(super) key: Arc<str>,
     pub(super) exchange: Option<String>,
     pub(super) routing_key: Option<String>,
+    /// Rises in commit order within a key.
+    pub(super) seq: i64,
     pub(super) partition: i16,
     pub(super) created_at: Timestamp,
+}
+
+impl Pending {
+    /// A row that this process has just committed, as it would be read back.
+    pub(super) fn committed(row: OutboxRow, place: (i64, i16), created_at: Timestamp) -> Self {
+        let ordering = row.partition_key.as_deref().unwrap_or(&row.aggregate_id);
+        Self {
+            key: format!("{}/{ordering}", row.tenant).into(),
+            id: row.id,
+            tenant: row.tenant,
+            aggregate_type: row.aggregate_type,
+            aggregate_id: row.aggregate_id,
+            event_type: row.event_type,
+            body: row.payload.into(),
+            is_json: true,
+            headers: row.headers,
+            exchange: None,
+            routing_key: None,
+            seq: place.0,
+            partition: place.1,
+            created_at,
+        }
+    }
+
+    /// About how many bytes it takes in memory and on the wire.
+    pub(super) fn weight(&self) -> usize {
+        const AROUND: usize = 512;
+        self.body.len() + AROUND
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A row of key `t/<key>`.
+    pub(in crate::outbox) fn pending(key: &str, seq: i64) -> Pending {
+        Pending {
+            id: Uuid::from_u64_pair(0, seq.unsigned_abs()),
+            tenant: "t".to_owned(),
+            aggregate_type: "user".to_owned(),
+            aggregate_id: key.to_owned(),
+            event_type: "org.user.changed.v1".to_owned(),
+            body: Bytes::from_static(b"{}"),
+            is_json: true,
+            headers: serde_json::json!({"cloudEvents:source": "onceflow/org", "amqp:correlation_id": "c1"}),
+            key: format!("t/{key}").into(),
+            exchange: None,
+            routing_key: None,
+            seq,
+            partition: 0,
+            created_at: Timestamp::UNIX_EPOCH,
+        }
+    }
 }

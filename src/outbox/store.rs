@@ -1,31 +1,52 @@
 //! All SQL of `onceflow.outbox` on the relay's side.
 
+use std::sync::Arc;
+
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::lease::Held;
+use super::handover::{Handover, Ticket};
+use super::lease::Grant;
 use super::row::{OutboxRow, Pending};
-use crate::db::{DbError, Tx};
+use super::sweep::Confirmed;
+use crate::db::{Commit, DbError, Tx};
 
+/// Tells where the rows went, and whether anybody else has rows in the partitions that our own relay publishes: those may
+/// come before ours. `seq` rises with `n`.
 const APPEND: &str = "
-    INSERT INTO onceflow.outbox (id, tenant, aggregatetype, aggregateid, type, payload, headers, partitionkey)
-    SELECT id, tenant, aggregatetype, aggregateid, type, payload::json, headers, partitionkey
-    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::text[])
-        WITH ORDINALITY AS r (id, tenant, aggregatetype, aggregateid, type, payload, headers, partitionkey, n)
-    ORDER BY n";
+    WITH added AS (
+        INSERT INTO onceflow.outbox
+            (id, tenant, aggregatetype, aggregateid, type, payload, headers, partitionkey, created_at, writer)
+        SELECT id, tenant, aggregatetype, aggregateid, type, payload::json, headers, partitionkey,
+               statement_timestamp(), $9
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::text[])
+            WITH ORDINALITY AS r (id, tenant, aggregatetype, aggregateid, type, payload, headers, partitionkey, n)
+        ORDER BY n
+        RETURNING seq, partition
+    )
+    SELECT array_agg(seq ORDER BY seq), array_agg(partition ORDER BY seq), statement_timestamp(),
+           EXISTS (SELECT FROM unnest($10::smallint[]) AS p (partition)
+                   WHERE EXISTS (SELECT FROM onceflow.outbox o
+                                 WHERE o.partition = p.partition AND o.writer < $9 AND o.parked_at IS NULL)
+                      OR EXISTS (SELECT FROM onceflow.outbox o
+                                 WHERE o.partition = p.partition AND o.writer > $9 AND o.parked_at IS NULL))
+    FROM added";
 
 /// By state, never by `seq > last seen`: numbers become visible out of order. Partition by partition, so that the index gives
-/// the order whatever the backlog.
+/// the order whatever the backlog. A subplan over `known` is hashed, an array would be searched row by row before version 15.
 const READY: &str = "
     SELECT o.id, o.tenant, o.aggregatetype, o.aggregateid, o.type,
            coalesce(o.payload_raw, convert_to(o.payload::text, 'UTF8')), o.payload IS NOT NULL, o.headers,
            o.tenant || '/' || coalesce(o.partitionkey, o.aggregateid), o.exchange, o.routingkey,
-           o.partition, o.created_at
-    FROM unnest($1::smallint[]) AS p (partition)
+           o.partition, o.created_at, o.seq
+    FROM unnest($1::smallint[], $5::text[]) AS p (partition, key)
     CROSS JOIN LATERAL (
         SELECT * FROM onceflow.outbox w
         WHERE w.partition = p.partition AND w.parked_at IS NULL
+          AND (p.key IS NULL OR w.tenant || '/' || coalesce(w.partitionkey, w.aggregateid) = p.key)
           AND NOT (w.tenant || '/' || coalesce(w.partitionkey, w.aggregateid) = ANY($3))
+          AND w.seq NOT IN (SELECT k FROM unnest($4::bigint[]) AS k)
         ORDER BY w.seq LIMIT $2
     ) o
     ORDER BY o.partition, o.seq";
@@ -59,51 +80,89 @@ const PARK: &str = "
     FROM unnest($1::text[], $2::uuid[], $3::text[]) AS k (tenant, id, reason)
     WHERE o.tenant = k.tenant AND o.id = k.id AND o.parked_at IS NULL";
 
-/// Adds rows to the running transaction, in order.
-///
-/// # Errors
-/// As any statement of the transaction.
-pub async fn append(tx: &Tx, rows: &[OutboxRow]) -> Result<(), DbError> {
+/// Writes rows as the last statement of `tx`, in order, commits it, and hands the rows to the relay of this process.
+pub async fn append_and_commit(tx: Tx, rows: Vec<OutboxRow>, handover: &Handover) -> Commit {
     if rows.is_empty() {
-        return Ok(());
+        return tx.commit().await;
     }
-    let ids: Vec<_> = rows.iter().map(|r| r.id).collect();
-    let tenants: Vec<_> = rows.iter().map(|r| r.tenant.as_str()).collect();
-    let kinds: Vec<_> = rows.iter().map(|r| r.aggregate_type.as_str()).collect();
-    let aggregates: Vec<_> = rows.iter().map(|r| r.aggregate_id.as_str()).collect();
-    let types: Vec<_> = rows.iter().map(|r| r.event_type.as_str()).collect();
-    let payloads: Vec<_> = rows.iter().map(|r| r.payload.as_str()).collect();
-    let headers: Vec<_> = rows.iter().map(|r| &r.headers).collect();
-    let keys: Vec<_> = rows.iter().map(|r| r.partition_key.as_deref()).collect();
-    let params: [&(dyn ToSql + Sync); 8] = [&ids, &tenants, &kinds, &aggregates, &types, &payloads, &headers, &keys];
-    tx.execute(APPEND, &params).await.map(|_| ())
+    // With the locks that order the rows of a key held, and before the commit frees them.
+    let ticket = handover.ticket();
+    let held = handover.held();
+    let (commit, answer) = {
+        let ids: Vec<_> = rows.iter().map(|r| r.id).collect();
+        let tenants: Vec<_> = rows.iter().map(|r| r.tenant.as_str()).collect();
+        let kinds: Vec<_> = rows.iter().map(|r| r.aggregate_type.as_str()).collect();
+        let aggregates: Vec<_> = rows.iter().map(|r| r.aggregate_id.as_str()).collect();
+        let types: Vec<_> = rows.iter().map(|r| r.event_type.as_str()).collect();
+        let payloads: Vec<_> = rows.iter().map(|r| r.payload.as_str()).collect();
+        let headers: Vec<_> = rows.iter().map(|r| &r.headers).collect();
+        let keys: Vec<_> = rows.iter().map(|r| r.partition_key.as_deref()).collect();
+        let params: [&(dyn ToSql + Sync); 10] =
+            [&ids, &tenants, &kinds, &aggregates, &types, &payloads, &headers, &keys, &handover.writer(), &held];
+        tx.query_and_commit(APPEND, &params).await
+    };
+    match commit {
+        Commit::Committed => hand_over(ticket, rows, answer.first()),
+        Commit::RolledBack(_) => drop(ticket),
+        Commit::Unknown(_) => ticket.unknown(),
+    }
+    commit
 }
 
-/// The next rows of the held partitions, at most `limit` of each, without those of `blocked` keys.
-pub(super) async fn ready(tx: &Tx, held: &Held, limit: i64, blocked: &[String]) -> Result<Vec<Pending>, DbError> {
-    let rows = tx.query(READY, &[&held.partitions(), &limit, &blocked]).await?;
-    let pending = |row: tokio_postgres::Row| Pending {
+fn hand_over(ticket: Ticket, rows: Vec<OutboxRow>, answer: Option<&Row>) {
+    let Some(answer) = answer else { return ticket.unknown() };
+    let seqs: Vec<i64> = answer.get(0);
+    let partitions: Vec<i16> = answer.get(1);
+    let created_at = answer.get(2);
+    let places = seqs.into_iter().zip(partitions);
+    let pending = rows.into_iter().zip(places).map(|(row, place)| Pending::committed(row, place, created_at)).collect();
+    ticket.committed(pending, answer.get(3));
+}
+
+/// What a look at the table is to bring.
+pub(super) struct Look<'a> {
+    /// Partitions, and of each of them either one key or all.
+    pub(super) places: &'a [(i16, Option<Arc<str>>)],
+    /// Most rows of each place.
+    pub(super) limit: usize,
+    /// Keys to leave out.
+    pub(super) without_keys: &'a [&'a str],
+    /// Rows that are known already.
+    pub(super) known: &'a [i64],
+}
+
+/// The next rows of some places.
+pub(super) async fn ready(tx: &Tx, look: Look<'_>) -> Result<Vec<Pending>, DbError> {
+    let partitions: Vec<i16> = look.places.iter().map(|(partition, _)| *partition).collect();
+    let keys: Vec<Option<&str>> = look.places.iter().map(|(_, key)| key.as_deref()).collect();
+    let limit = i64::try_from(look.limit).unwrap_or(i64::MAX);
+    let params: [&(dyn ToSql + Sync); 5] = [&partitions, &limit, &look.without_keys, &look.known, &keys];
+    let rows = tx.query(READY, &params).await?;
+    let pending = |row: Row| Pending {
         id: row.get(0),
         tenant: row.get(1),
         aggregate_type: row.get(2),
         aggregate_id: row.get(3),
         event_type: row.get(4),
-        body: row.get(5),
+        body: row.get::<_, Vec<u8>>(5).into(),
         is_json: row.get(6),
         headers: row.get(7),
-        key: row.get(8),
+        key: row.get::<_, &str>(8).into(),
         exchange: row.get(9),
         routing_key: row.get(10),
         partition: row.get(11),
         created_at: row.get(12),
+        seq: row.get(13),
     };
     Ok(rows.into_iter().map(pending).collect())
 }
 
 /// Removes confirmed rows of partitions that are still ours; returns how many.
-pub(super) async fn remove(tx: &Tx, held: &Held, rows: &[(String, Uuid)]) -> Result<i64, DbError> {
-    let (tenants, ids): (Vec<_>, Vec<_>) = rows.iter().map(|(tenant, id)| (tenant.as_str(), *id)).unzip();
-    let row = tx.query_one(REMOVE, &[&held.partitions(), &held.epochs(), &tenants, &ids, &held.holder()]).await?;
+pub(super) async fn remove(tx: &Tx, grant: &Grant, rows: &[Confirmed]) -> Result<i64, DbError> {
+    let tenants: Vec<_> = rows.iter().map(|row| row.tenant.as_str()).collect();
+    let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+    let (partitions, epochs): (Vec<_>, Vec<_>) = grant.held.iter().copied().unzip();
+    let row = tx.query_one(REMOVE, &[&partitions, &epochs, &tenants, &ids, &grant.holder]).await?;
     Ok(row.get(0))
 }
 

@@ -1,7 +1,7 @@
 //! One attempt at a batch: claim, handle, append, commit, all in one transaction.
 //!
 //! ```text
-//! begin → claim in the inbox → consumer.handle → record, append to the outbox → commit
+//! begin → claim in the inbox → consumer.handle → record what differs → append to the outbox and commit
 //! ```
 //! An attempt has no effect outside its transaction, so every end but `Done` can be followed by another attempt. The claim id
 //! stays the same over the attempts of a batch: should a COMMIT of ours have gone through unseen, its rows are recognised.
@@ -67,7 +67,7 @@ pub(super) struct Attempter {
     pub(super) consumer: Arc<dyn AnyConsumer>,
     pub(super) pool: Pool,
     pub(super) handler_timeout: Duration,
-    pub(super) outbox: outbox::Wakeup,
+    pub(super) outbox: outbox::Handover,
 }
 
 impl Attempter {
@@ -92,14 +92,11 @@ impl Attempter {
         };
         let (settled, downstream) = worked;
         failpoint::hit("before_commit");
-        let committed = tx.commit().await;
+        let committed = outbox::append_and_commit(tx, downstream, &self.outbox).await;
         telemetry::db_transaction("apply", started.elapsed());
         match committed {
             Commit::Committed => {
                 failpoint::hit("after_commit");
-                if downstream > 0 {
-                    self.outbox.wake();
-                }
                 Attempt::Done(settled)
             }
             Commit::RolledBack(error) => ended_by(error),
@@ -107,7 +104,12 @@ impl Attempter {
         }
     }
 
-    async fn work(&self, tx: &Tx, claim_id: Uuid, entries: &[Entry]) -> Result<(Vec<Settled>, usize), Attempt> {
+    async fn work(
+        &self,
+        tx: &Tx,
+        claim_id: Uuid,
+        entries: &[Entry],
+    ) -> Result<(Vec<Settled>, Vec<OutboxRow>), Attempt> {
         let consumer = self.consumer.name();
         let keys: Vec<_> = entries.iter().map(|e| (&*e.envelope, fingerprint(&e.envelope))).collect();
         let claims = inbox::claim(tx, consumer, claim_id, &keys).await.map_err(ended_by)?;
@@ -133,8 +135,8 @@ impl Attempter {
         outcomes.into_iter().map(clean).collect()
     }
 
-    /// Inbox outcomes and outbox rows; returns how many of the latter.
-    async fn write_down(&self, tx: &Tx, new: &[&Entry], outcomes: &[Handled]) -> Result<usize, DbError> {
+    /// Writes inbox outcomes; returns the outbox rows, which go with the commit.
+    async fn write_down(&self, tx: &Tx, new: &[&Entry], outcomes: &[Handled]) -> Result<Vec<OutboxRow>, DbError> {
         let mut facts = Vec::new();
         let mut rows = Vec::new();
         for (entry, handled) in new.iter().zip(outcomes) {
@@ -144,8 +146,7 @@ impl Attempter {
             }
         }
         inbox::record(tx, self.consumer.name(), &facts).await?;
-        outbox::append(tx, &rows).await?;
-        Ok(rows.len())
+        Ok(rows)
     }
 }
 
@@ -169,9 +170,10 @@ fn clean(outcome: Outcome) -> Result<Handled, Attempt> {
     }
 }
 
+/// The claim wrote the usual end, applied with one downstream event, so only others are recorded.
 fn fact<'a>(envelope: &'a Envelope, handled: &Handled) -> Option<Fact<'a>> {
     let (outcome, reason, downstream) = match handled {
-        Handled::Applied(rows) if rows.is_empty() => return None,
+        Handled::Applied(rows) if rows.len() == 1 => return None,
         Handled::Applied(rows) => ("applied", None, rows.len()),
         Handled::Skipped(Skip::Stale) => ("stale", Some("stale"), 0),
         Handled::Skipped(Skip::Because(reason)) => ("skipped", Some(*reason), 0),

@@ -38,8 +38,8 @@ pub struct Shared {
     pub retries: Arc<Publisher>,
     /// Connections for handlers.
     pub pool: Pool,
-    /// Woken after every commit with downstream events.
-    pub outbox: outbox::Wakeup,
+    /// Takes committed downstream events to the relay.
+    pub outbox: outbox::Handover,
     /// Conditions of the process.
     pub health: Arc<Health>,
     /// Which consumers an operator has paused.

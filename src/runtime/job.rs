@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{Context, SHA256};
 use tokio::sync::watch;
 
 use super::erased::{AnyConsumer, Decoded};
@@ -74,12 +74,14 @@ impl Job {
 }
 
 /// What makes two events with one id the same: type and payload.
-pub(super) fn fingerprint(envelope: &Envelope) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(envelope.event_type.len() + 1 + envelope.data.len());
-    bytes.extend_from_slice(envelope.event_type.as_bytes());
-    bytes.push(0);
-    bytes.extend_from_slice(&envelope.data);
-    digest(&SHA256, &bytes).as_ref().to_vec()
+pub(super) fn fingerprint(envelope: &Envelope) -> [u8; 32] {
+    let mut hash = Context::new(&SHA256);
+    hash.update(envelope.event_type.as_bytes());
+    hash.update(&[0]);
+    hash.update(&envelope.data);
+    let mut fingerprint = [0; 32];
+    fingerprint.copy_from_slice(hash.finish().as_ref());
+    fingerprint
 }
 
 /// Counts jobs in flight, so that a drain can wait for none.

@@ -4,62 +4,48 @@
 //! when it is renewed. The local deadline runs on the monotonic clock from before the request and ends earlier than the row's
 //! expiry, so a slow answer never stretches our trust. `clock_timestamp()` stands in SET: a value computed before the wait for
 //! the row's lock could commit a lease that has already expired.
+//!
+//! Relays share the partitions evenly: each says that it is there, and one that holds more than its share stops publishing the
+//! surplus, waits until nothing of it is in flight, and only then gives the leases back.
 
+mod store;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio_postgres::types::ToSql;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::PARTITIONS;
 use crate::db::{Commit, DbError, Pool, Tx};
+use crate::health::{Check, Health};
 
 /// How long a lease lasts without renewal: the longest pause after a relay was killed.
-const TTL: Duration = Duration::from_secs(4);
+pub(super) const TTL: Duration = Duration::from_secs(4);
 /// How early we stop trusting it.
 const MARGIN: Duration = Duration::from_millis(500);
 /// How often it is renewed, or asked for.
 const RENEW_EVERY: Duration = Duration::from_secs(1);
+/// How soon after a failure.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
-/// Rows are locked in key order, so that two relays can't deadlock.
-const TAKE: &str = "
-    UPDATE onceflow.outbox_partition p
-    SET epoch = p.epoch + (p.holder IS DISTINCT FROM $1 OR p.expires_at < clock_timestamp())::int,
-        holder = $1,
-        expires_at = clock_timestamp() + make_interval(secs => $2)
-    FROM (SELECT partition FROM onceflow.outbox_partition
-          WHERE holder = $1 OR expires_at < clock_timestamp()
-          ORDER BY partition FOR UPDATE SKIP LOCKED) mine
-    WHERE p.partition = mine.partition
-    RETURNING p.partition, p.epoch";
-
-const RELEASE: &str = "
-    UPDATE onceflow.outbox_partition SET holder = NULL, expires_at = '-infinity' WHERE holder = $1";
-
-/// The partitions that we hold and until when.
-#[derive(Debug)]
-pub(super) struct Held {
-    holder: String,
-    epochs: Vec<(i16, i64)>,
+/// The partitions to publish and until when.
+#[derive(Debug, Clone)]
+pub(super) struct Grant {
+    /// Our name in the leases.
+    pub(super) holder: String,
+    /// What to publish: partition and epoch.
+    pub(super) epochs: Vec<(i16, i64)>,
+    /// All that is held, also what is to be given back once nothing of it is in flight.
+    pub(super) held: Vec<(i16, i64)>,
+    /// Another number means that the partitions or epochs are others.
+    pub(super) number: u64,
     trusted_until: Instant,
-    renewed: Instant,
 }
 
-impl Held {
-    /// Nothing held yet.
-    pub(super) fn none(holder: String) -> Self {
-        let now = Instant::now();
-        Self { holder, epochs: Vec::new(), trusted_until: now, renewed: now.checked_sub(RENEW_EVERY).unwrap_or(now) }
-    }
-
-    pub(super) fn holder(&self) -> &str {
-        &self.holder
-    }
-
+impl Grant {
     pub(super) fn partitions(&self) -> Vec<i16> {
         self.epochs.iter().map(|(partition, _)| *partition).collect()
-    }
-
-    pub(super) fn epochs(&self) -> Vec<i64> {
-        self.epochs.iter().map(|(_, epoch)| *epoch).collect()
     }
 
     pub(super) fn holds(&self, partition: i16) -> bool {
@@ -68,45 +54,122 @@ impl Held {
 
     /// Whether publishing may begin on what is held.
     pub(super) fn is_trusted(&self) -> bool {
-        !self.epochs.is_empty() && Instant::now() < self.trusted_until
+        Instant::now() < self.trusted_until
+    }
+}
+
+/// Keeps the leases of this process.
+pub(super) struct Leases {
+    holder: String,
+    pool: Pool,
+    health: Arc<Health>,
+    held: Vec<(i16, i64)>,
+    grants: watch::Sender<Grant>,
+    /// Number of the last grant that the publishing side has adopted.
+    obeyed: watch::Receiver<u64>,
+}
+
+impl Leases {
+    pub(super) fn new(holder: String, pool: Pool, health: Arc<Health>, obeyed: watch::Receiver<u64>) -> Self {
+        let nothing = Grant {
+            holder: holder.clone(),
+            epochs: Vec::new(),
+            held: Vec::new(),
+            number: 0,
+            trusted_until: Instant::now(),
+        };
+        Self { holder, pool, health, held: Vec::new(), grants: watch::Sender::new(nothing), obeyed }
     }
 
-    pub(super) fn renewal_due(&self) -> bool {
-        self.renewed.elapsed() >= RENEW_EVERY || !self.is_trusted()
+    pub(super) fn grants(&self) -> watch::Receiver<Grant> {
+        self.grants.subscribe()
     }
 
-    /// Renews what is ours and takes what nobody holds.
-    pub(super) async fn renew(&mut self, pool: &Pool) -> Result<(), DbError> {
+    /// Renews until `stop`, then gives everything back.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let pause = match self.turn().await {
+                Ok(()) => RENEW_EVERY,
+                Err(error) => {
+                    if self.health.set("relay", Check::Waiting(format!("leases: {error}"))) {
+                        tracing::warn!(%error, "the relay's leases: {error}; rows stay in the outbox");
+                    }
+                    TRY_AGAIN_AFTER
+                }
+            };
+            stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+        }
+        if let Err(error) = self.leave().await {
+            tracing::info!(%error, "the relay's leases were not given back; they expire by themselves");
+        }
+    }
+
+    async fn turn(&mut self) -> Result<(), DbError> {
         let asked = Instant::now();
-        let tx = pool.begin().await?;
-        let secs = TTL.as_secs_f64();
-        let params: [&(dyn ToSql + Sync); 2] = [&self.holder, &secs];
-        let rows = tx.query(TAKE, &params).await?;
-        let epochs = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        committed(tx).await?;
-        let before = std::mem::replace(&mut self.epochs, epochs);
-        self.trusted_until = asked + TTL.saturating_sub(MARGIN);
-        self.renewed = asked;
-        self.report(&before);
+        let share = self.renew().await?;
+        let kept: Vec<(i16, i64)> = self.held.iter().take(share).copied().collect();
+        let surplus: Vec<i16> = self.held.iter().skip(share).map(|(partition, _)| *partition).collect();
+        self.grant(kept, asked);
+        if !surplus.is_empty() && *self.obeyed.borrow() == self.grants.borrow().number {
+            self.give_back(&surplus).await?;
+        }
         Ok(())
     }
 
-    fn report(&self, before: &[(i16, i64)]) {
-        for partition in 0..PARTITIONS {
-            crate::telemetry::outbox_lease_held(partition, self.holds(partition));
-        }
-        if before.len() != self.epochs.len() {
-            tracing::info!(held = self.epochs.len(), "relay holds {} of {PARTITIONS} partitions", self.epochs.len());
-        }
+    /// Renews what is ours, takes what nobody holds, and returns how many partitions are our fair share.
+    async fn renew(&mut self) -> Result<usize, DbError> {
+        let tx = self.pool.begin().await?;
+        let relays = store::announce(&tx, &self.holder).await?;
+        let share = fair_share(relays);
+        let mut held = store::renew(&tx, &self.holder).await?;
+        held.extend(store::take(&tx, &self.holder, share.saturating_sub(held.len())).await?);
+        committed(tx).await?;
+        held.sort_unstable();
+        self.held = held;
+        Ok(share)
     }
 
-    /// Lets another relay go on at once.
-    pub(super) async fn release(&mut self, pool: &Pool) -> Result<(), DbError> {
-        self.epochs.clear();
-        let tx = pool.begin().await?;
-        tx.execute(RELEASE, &[&self.holder]).await?;
+    fn grant(&self, epochs: Vec<(i16, i64)>, asked: Instant) {
+        let trusted_until = asked + TTL.saturating_sub(MARGIN);
+        self.grants.send_modify(|grant| {
+            if grant.epochs != epochs || grant.number == 0 {
+                grant.number += 1;
+                report(&epochs);
+            }
+            grant.epochs = epochs;
+            grant.held.clone_from(&self.held);
+            grant.trusted_until = trusted_until;
+        });
+    }
+
+    async fn give_back(&mut self, surplus: &[i16]) -> Result<(), DbError> {
+        let tx = self.pool.begin().await?;
+        store::release(&tx, &self.holder, surplus).await?;
+        committed(tx).await?;
+        self.held.retain(|(partition, _)| !surplus.contains(partition));
+        Ok(())
+    }
+
+    /// Lets the other relays go on at once.
+    async fn leave(&mut self) -> Result<(), DbError> {
+        let tx = self.pool.begin().await?;
+        let all: Vec<i16> = (0..PARTITIONS).collect();
+        store::release(&tx, &self.holder, &all).await?;
+        store::leave(&tx, &self.holder).await?;
         committed(tx).await
     }
+}
+
+/// Rounded up, so that nothing is left over.
+fn fair_share(relays: usize) -> usize {
+    usize::try_from(PARTITIONS).unwrap_or(0).div_ceil(relays.max(1))
+}
+
+fn report(epochs: &[(i16, i64)]) {
+    for partition in 0..PARTITIONS {
+        crate::telemetry::outbox_lease_held(partition, epochs.iter().any(|(p, _)| *p == partition));
+    }
+    tracing::info!(held = epochs.len(), "relay holds {} of {PARTITIONS} partitions", epochs.len());
 }
 
 /// Commits; an unknown end counts as a failure, because every statement of the relay may be repeated.
@@ -114,5 +177,16 @@ pub(super) async fn committed(tx: Tx) -> Result<(), DbError> {
     match tx.commit().await {
         Commit::Committed => Ok(()),
         Commit::RolledBack(error) | Commit::Unknown(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shares_of_all_relays_cover_all_partitions() {
+        let shares: Vec<usize> = [0, 1, 2, 3, 4, 8, 9].into_iter().map(fair_share).collect();
+        assert_eq!(shares, [8, 8, 4, 3, 2, 1, 1]);
     }
 }

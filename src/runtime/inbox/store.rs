@@ -5,14 +5,15 @@ use uuid::Uuid;
 use crate::db::{DbError, Tx};
 use crate::event::Envelope;
 
-/// Rows are inserted in key order, so that two batches with the same duplicates can't deadlock.
+/// Rows are inserted in key order, so that two batches with the same duplicates can't deadlock. They begin with the usual end,
+/// applied with one downstream event: recording it afterwards would write each row twice.
 const CLAIM: &str = "
     WITH incoming AS (
         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[])
             WITH ORDINALITY AS t (tenant, source, event_id, event_type, fingerprint, n)
     ), claimed AS (
-        INSERT INTO onceflow.inbox (tenant, consumer, source, event_id, event_type, fingerprint, claim_id)
-        SELECT tenant, $6, source, event_id, event_type, fingerprint, $7
+        INSERT INTO onceflow.inbox (tenant, consumer, source, event_id, event_type, fingerprint, claim_id, downstream)
+        SELECT tenant, $6, source, event_id, event_type, fingerprint, $7, 1
         FROM incoming ORDER BY tenant, source, event_id
         ON CONFLICT DO NOTHING
         RETURNING tenant, source, event_id
@@ -52,7 +53,7 @@ pub(crate) enum Claim {
     },
 }
 
-/// What to write down about a claimed event, beyond that it was applied.
+/// What to write down about a claimed event that was not just applied with one downstream event.
 #[derive(Debug)]
 pub(crate) struct Fact<'a> {
     pub(crate) envelope: &'a Envelope,
@@ -66,7 +67,7 @@ pub(crate) async fn claim(
     tx: &Tx,
     consumer: &str,
     claim_id: Uuid,
-    events: &[(&Envelope, Vec<u8>)],
+    events: &[(&Envelope, [u8; 32])],
 ) -> Result<Vec<Claim>, DbError> {
     let column = |f: fn(&Envelope) -> &str| events.iter().map(|(e, _)| f(e)).collect::<Vec<_>>();
     let tenants = column(|e| &e.tenant);

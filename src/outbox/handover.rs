@@ -1,0 +1,280 @@
+//! The way from a commit to the relay of the same process, without a look at the table.
+//!
+//! A committer takes a [`Ticket`] before its COMMIT is sent, while it still holds the locks that order the rows of a key. The
+//! relay gets the rows in the order of the tickets, each only after all earlier ones are decided, so rows of one key arrive in
+//! commit order whichever task wakes first. What does not fit in memory is not kept at all: it lies in the table, and the relay
+//! goes back to reading that.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::row::Pending;
+
+/// Most rows that wait here for the relay.
+const MOST_ROWS: usize = 8_192;
+/// Most bytes of them.
+const MOST_BYTES: usize = 16 * 1024 * 1024;
+/// How long the relay looks at the table too, after a COMMIT whose answer was lost: its rows may still appear.
+const DOUBT: Duration = Duration::from_secs(60);
+
+/// Hands committed rows to the relay; shared by all who write rows in this process.
+#[derive(Debug, Clone)]
+pub struct Handover {
+    /// Names this process in its rows; never 0.
+    writer: i64,
+    /// Rung when a transaction is decided.
+    decided: Arc<Notify>,
+    /// Rung when the table has rows that nobody handed over.
+    table: Arc<Notify>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Number of the ticket at the front of `slots`.
+    first: u64,
+    slots: VecDeque<Slot>,
+    rows: usize,
+    bytes: usize,
+    /// Whether the relay wants rows; if not, it reads the table.
+    open: bool,
+    /// Partitions that the relay of this process publishes.
+    held: Vec<i16>,
+    look: bool,
+    doubt_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Undecided,
+    Decided(Vec<Pending>),
+}
+
+/// What the relay gets.
+#[derive(Debug)]
+pub(super) struct Handed {
+    /// In commit order.
+    pub(super) rows: Vec<Pending>,
+    /// Others may have written rows that come before these: look at the table first.
+    pub(super) look: bool,
+    /// False when rows were refused: only the table has everything.
+    pub(super) complete: bool,
+}
+
+impl Default for Handover {
+    fn default() -> Self {
+        let writer = rand::random_range(1..i64::MAX);
+        Self { writer, decided: Arc::default(), table: Arc::default(), state: Arc::default() }
+    }
+}
+
+impl Handover {
+    /// The writer's number for the rows of this process.
+    pub(super) fn writer(&self) -> i64 {
+        self.writer
+    }
+
+    /// To be rung when somebody who hands nothing over has committed rows. Only shortens waiting.
+    pub fn bell(&self) -> Arc<Notify> {
+        self.table.clone()
+    }
+
+    /// Waits until there may be something to take.
+    pub(super) async fn something(&self) {
+        tokio::select! {
+            () = self.decided.notified() => {}
+            () = self.table.notified() => self.state().look = true,
+        }
+    }
+
+    /// Reserves a place in the order of commits. To be called with the transaction's locks held, before COMMIT is sent.
+    pub fn ticket(&self) -> Ticket {
+        let mut state = self.state();
+        let number = state.first + state.slots.len() as u64;
+        state.slots.push_back(Slot::Undecided);
+        Ticket { handover: self.clone(), number, decided: false }
+    }
+
+    pub(super) fn held(&self) -> Vec<i16> {
+        self.state().held.clone()
+    }
+
+    pub(super) fn set_held(&self, held: Vec<i16>) {
+        self.state().held = held;
+    }
+
+    /// From now on rows are kept for the relay.
+    pub(super) fn open(&self) {
+        self.state().open = true;
+    }
+
+    /// From now on rows are only in the table.
+    pub(super) fn shut(&self) {
+        self.state().shut();
+    }
+
+    /// What was decided since the last time, at least one ticket's rows and then up to about `most`.
+    pub(super) fn take(&self, most: usize) -> Handed {
+        let mut state = self.state();
+        let mut rows = Vec::new();
+        while rows.len() < most && matches!(state.slots.front(), Some(Slot::Decided(_))) {
+            if let Some(Slot::Decided(decided)) = state.slots.pop_front() {
+                rows.extend(decided);
+            }
+            state.first += 1;
+        }
+        state.rows -= rows.len();
+        state.bytes -= rows.iter().map(Pending::weight).sum::<usize>();
+        let doubt = state.doubt_until.is_some_and(|until| Instant::now() < until);
+        let look = std::mem::take(&mut state.look) || doubt;
+        Handed { rows, look, complete: state.open }
+    }
+
+    fn decide(&self, number: u64, rows: Vec<Pending>) {
+        let mut state = self.state();
+        let weight: usize = rows.iter().map(Pending::weight).sum();
+        if state.open && (state.rows + rows.len() > MOST_ROWS || state.bytes + weight > MOST_BYTES) {
+            state.shut();
+        }
+        let rows = if state.open { rows } else { Vec::new() };
+        if !rows.is_empty() {
+            state.rows += rows.len();
+            state.bytes += weight;
+        }
+        let place = usize::try_from(number - state.first).unwrap_or(usize::MAX);
+        if let Some(slot) = state.slots.get_mut(place) {
+            *slot = Slot::Decided(rows);
+        }
+        drop(state);
+        self.decided.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn shut(&mut self) {
+        self.open = false;
+        (self.rows, self.bytes) = (0, 0);
+        for slot in &mut self.slots {
+            if let Slot::Decided(rows) = slot {
+                rows.clear();
+            }
+        }
+    }
+}
+
+/// A place in the order of commits; given back empty when it is dropped.
+#[derive(Debug)]
+pub struct Ticket {
+    handover: Handover,
+    number: u64,
+    decided: bool,
+}
+
+impl Ticket {
+    /// The transaction is committed with these rows; `look` when others have rows in the same partitions.
+    pub(super) fn committed(mut self, rows: Vec<Pending>, look: bool) {
+        self.decided = true;
+        if look {
+            self.handover.state().look = true;
+        }
+        self.handover.decide(self.number, rows);
+    }
+
+    /// Nobody knows whether the transaction was committed.
+    pub fn unknown(self) {
+        self.handover.state().doubt_until = Some(Instant::now() + DOUBT);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.decided {
+            self.handover.decide(self.number, Vec::new());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbox::row::tests::pending;
+
+    fn seqs(handed: &Handed) -> Vec<i64> {
+        handed.rows.iter().map(|row| row.seq).collect()
+    }
+
+    fn open() -> Handover {
+        let handover = Handover::default();
+        handover.open();
+        handover
+    }
+
+    #[test]
+    fn rows_arrive_in_the_order_of_the_tickets_whoever_wakes_first_i5() {
+        let handover = open();
+        let (first, second, third) = (handover.ticket(), handover.ticket(), handover.ticket());
+        third.committed(vec![pending("a", 3)], false);
+        second.committed(vec![pending("a", 2)], false);
+        assert_eq!(seqs(&handover.take(100)), [] as [i64; 0]);
+        first.committed(vec![pending("a", 1)], false);
+        assert_eq!(seqs(&handover.take(100)), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_transaction_that_was_rolled_back_holds_nobody_up() {
+        let handover = open();
+        let (first, second) = (handover.ticket(), handover.ticket());
+        second.committed(vec![pending("a", 2)], false);
+        drop(first);
+        assert_eq!(seqs(&handover.take(100)), [2]);
+    }
+
+    #[test]
+    fn after_a_commit_whose_answer_was_lost_the_table_is_looked_at() {
+        let handover = open();
+        handover.ticket().unknown();
+        assert!(handover.take(100).look);
+        handover.ticket().committed(vec![pending("a", 2)], false);
+        assert!(handover.take(100).look, "its rows may still appear");
+    }
+
+    #[test]
+    fn rows_of_others_are_told_once() {
+        let handover = open();
+        handover.ticket().committed(vec![pending("a", 2)], true);
+        assert!(handover.take(100).look);
+        assert!(!handover.take(100).look);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_to_the_table_and_nothing_after_it_is_kept_i8() {
+        let handover = open();
+        for seq in 0..=MOST_ROWS as i64 {
+            handover.ticket().committed(vec![pending("a", seq)], false);
+        }
+        handover.ticket().committed(vec![pending("a", 1_000_000)], false);
+        let handed = handover.take(usize::MAX);
+        assert!(!handed.complete);
+        assert_eq!(seqs(&handed), [] as [i64; 0], "none of it: only the table has everything");
+        handover.open();
+        handover.ticket().committed(vec![pending("a", 1_000_001)], false);
+        assert_eq!(seqs(&handover.take(usize::MAX)), [1_000_001]);
+    }
+
+    #[test]
+    fn as_much_is_taken_as_was_asked_for() {
+        let handover = open();
+        for seq in 0..10 {
+            handover.ticket().committed(vec![pending("a", seq), pending("b", 100 + seq)], false);
+        }
+        assert_eq!(handover.take(3).rows.len(), 4);
+        assert_eq!(handover.take(100).rows.len(), 16);
+    }
+}

@@ -1,0 +1,128 @@
+//! Rows in memory that wait to be published: in order per key, the keys in turn.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::row::Pending;
+
+/// A line of rows for each key. A wave takes the first row of each key, so at most one row of a key is in flight and a row that
+/// is refused is never overtaken (I-5); keys that came later join the next wave, so a hot key holds nobody up.
+#[derive(Debug, Default)]
+pub(super) struct Lineup {
+    lines: HashMap<Arc<str>, VecDeque<Pending>>,
+    /// Keys with rows, in turn.
+    turn: VecDeque<Arc<str>>,
+    seqs: HashSet<i64>,
+}
+
+impl Lineup {
+    /// Adds a row unless it is there already. Returns how many rows its key has now.
+    pub(super) fn add(&mut self, row: Pending) -> usize {
+        if !self.seqs.insert(row.seq) {
+            return self.waiting(&row.key);
+        }
+        let line = self.lines.entry(row.key.clone()).or_default();
+        if line.is_empty() {
+            self.turn.push_back(row.key.clone());
+        }
+        // Nearly always at the end: a row of another writer may have been found late.
+        let place = line.partition_point(|other| other.seq < row.seq);
+        line.insert(place, row);
+        line.len()
+    }
+
+    /// Rows of a key.
+    pub(super) fn waiting(&self, key: &str) -> usize {
+        self.lines.get(key).map_or(0, VecDeque::len)
+    }
+
+    /// Takes the next rows, one of each key, up to a number and a size in bytes; at least one where there is any.
+    pub(super) fn wave(&mut self, most_rows: usize, most_bytes: usize) -> Vec<Pending> {
+        let mut wave: Vec<Pending> = Vec::new();
+        let mut bytes = 0;
+        let mut again = Vec::new();
+        while wave.len() < most_rows && (wave.is_empty() || bytes < most_bytes) {
+            let Some(key) = self.turn.pop_front() else { break };
+            let Some(line) = self.lines.get_mut(&key) else { continue };
+            if let Some(row) = line.pop_front() {
+                bytes += row.weight();
+                self.seqs.remove(&row.seq);
+                wave.push(row);
+            }
+            if line.is_empty() {
+                self.lines.remove(&key);
+            } else {
+                again.push(key);
+            }
+        }
+        self.turn.extend(again);
+        wave
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Rows.
+    pub(super) fn len(&self) -> usize {
+        self.seqs.len()
+    }
+
+    /// Keys that could go in the next wave.
+    pub(super) fn keys(&self) -> usize {
+        self.turn.len()
+    }
+
+    /// The numbers of all rows.
+    pub(super) fn seqs(&self) -> impl Iterator<Item = i64> {
+        self.seqs.iter().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbox::row::tests::pending;
+
+    fn lineup(rows: &[(&str, i64)]) -> Lineup {
+        let mut lineup = Lineup::default();
+        for (key, seq) in rows {
+            lineup.add(pending(key, *seq));
+        }
+        lineup
+    }
+
+    fn wave(lineup: &mut Lineup) -> Vec<i64> {
+        lineup.wave(100, usize::MAX).iter().map(|row| row.seq).collect()
+    }
+
+    #[test]
+    fn rows_of_one_key_leave_in_order_one_wave_each_i5() {
+        let mut lineup = lineup(&[("a", 1), ("b", 2), ("a", 3), ("a", 4), ("b", 5)]);
+        assert_eq!([wave(&mut lineup), wave(&mut lineup), wave(&mut lineup)], [vec![1, 2], vec![3, 5], vec![4]]);
+        assert_eq!((wave(&mut lineup), lineup.len()), (vec![], 0));
+    }
+
+    #[test]
+    fn a_key_that_comes_later_does_not_wait_behind_a_hot_one_c5() {
+        let mut lineup = lineup(&[("hot", 1), ("hot", 2), ("hot", 3)]);
+        assert_eq!(wave(&mut lineup), [1]);
+        lineup.add(pending("cold", 4));
+        assert_eq!(wave(&mut lineup), [2, 4]);
+    }
+
+    #[test]
+    fn a_row_that_is_found_late_goes_to_its_place_and_one_found_twice_goes_once() {
+        let mut lineup = lineup(&[("a", 3), ("a", 1), ("a", 3), ("a", 2)]);
+        assert_eq!([wave(&mut lineup), wave(&mut lineup), wave(&mut lineup)], [[1], [2], [3]]);
+    }
+
+    #[test]
+    fn a_wave_is_bounded_in_rows_and_bytes_and_the_turn_goes_on() {
+        let mut lineup = lineup(&[("a", 1), ("a", 2), ("b", 3), ("c", 4)]);
+        assert_eq!(lineup.wave(2, usize::MAX).len(), 2);
+        assert_eq!(lineup.wave(100, 1).len(), 1, "one row goes whatever its size");
+        assert_eq!(wave(&mut lineup), [2]);
+    }
+}
