@@ -4,11 +4,14 @@ use async_trait::async_trait;
 use prost::Message;
 use serde::de::DeserializeOwned;
 
+use super::batch::{self, Step};
 use super::downstream::{DEPARTMENT_CHANGED, MEMBERSHIP_CHANGED, USER_CHANGED};
 use super::event::{self, Change, OrgEvent};
+use super::user::store::Newest;
+use super::user::{self, Users};
 use super::work::{Verdict, Work};
-use super::{department, membership, proto, user, waiting};
-use crate::db::Tx;
+use super::{department, membership, proto, waiting};
+use crate::db::{DbError, Tx};
 use crate::event::{Envelope, Rejection};
 use crate::runtime::{Consumer, EventType, HandleError, Outcome, Received, Skip};
 
@@ -29,29 +32,77 @@ impl Consumer for Org {
     }
 
     async fn handle_one(&self, tx: &Tx, received: &Received<OrgEvent>) -> Result<Outcome, HandleError> {
-        let OrgEvent { directory, stamp, change } = &*received.event;
-        let mut work = Work::new(tx, &received.envelope.tenant, directory);
-        let verdict = match change {
-            Change::Department { id, values: Some(values) } => department::upsert(&mut work, id, stamp, values).await?,
-            Change::Department { id, values: None } => department::delete(&mut work, id, stamp).await?,
-            Change::User { id, values } => user::write(&mut work, id, stamp, values.as_ref()).await?,
-            Change::Membership { key, values: Some(values) } => membership::add(&mut work, key, stamp, values).await?,
-            Change::Membership { key, values: None } => membership::remove(&mut work, key, stamp).await?,
-        };
-        match verdict {
-            Verdict::Applied => waiting::release(&mut work).await?,
-            Verdict::Stale => return Ok(Outcome::Skipped(Skip::Stale)),
-            Verdict::NoChange => return Ok(Outcome::Skipped(Skip::Because("no_change"))),
-            Verdict::Blocked(block) if block.is_tree() => {
-                return Ok(Outcome::Reject(Rejection::refused(block.reason, block.message)));
-            }
-            Verdict::Blocked(block) if !waiting::keep(&work, change, stamp, &block).await? => {
-                return Ok(Outcome::Skipped(Skip::Stale));
-            }
-            Verdict::Blocked(_) => {}
-        }
-        Ok(Outcome::Applied(work.into_downstream()))
+        let outcomes = self.handle(tx, std::slice::from_ref(received)).await?;
+        Ok(outcomes.into_iter().next().ok_or_else(|| DbError::shape("an event without an outcome"))?)
     }
+
+    async fn handle(&self, tx: &Tx, events: &[Received<OrgEvent>]) -> Result<Vec<Outcome>, HandleError> {
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; events.len()];
+        for step in batch::steps(events) {
+            match step {
+                Step::One(n) => outcomes[n] = Some(one(tx, &events[n]).await?),
+                Step::Users(places) => {
+                    let mut written = user::write(tx, places.iter().filter_map(|&n| newest(&events[n]))).await?;
+                    for n in places {
+                        outcomes[n] = Some(told(tx, &mut written, &events[n]).await?);
+                    }
+                }
+            }
+        }
+        Ok(outcomes.into_iter().flatten().collect())
+    }
+}
+
+fn newest(received: &Received<OrgEvent>) -> Option<Newest<'_>> {
+    let OrgEvent { directory, stamp, change } = &*received.event;
+    let Change::User { id, values } = change else { return None };
+    Some(Newest { tenant: &received.envelope.tenant, directory, id, stamp, values: values.as_ref() })
+}
+
+/// What an event about a user did that is written already.
+async fn told<'a>(
+    tx: &'a Tx,
+    written: &mut Users<'a>,
+    received: &'a Received<OrgEvent>,
+) -> Result<Outcome, HandleError> {
+    let OrgEvent { directory, stamp, change } = &*received.event;
+    let mut work = Work::new(tx, &received.envelope.tenant, directory);
+    let verdict = match change {
+        Change::User { id, values } => written.tell(&mut work, id, stamp, values.as_ref()).await?,
+        _ => Err(DbError::shape("an event among users that is about none"))?,
+    };
+    ended(work, received, verdict).await
+}
+
+async fn one(tx: &Tx, received: &Received<OrgEvent>) -> Result<Outcome, HandleError> {
+    let OrgEvent { directory, stamp, change } = &*received.event;
+    let mut work = Work::new(tx, &received.envelope.tenant, directory);
+    let verdict = match change {
+        Change::Department { id, values: Some(values) } => department::upsert(&mut work, id, stamp, values).await?,
+        Change::Department { id, values: None } => department::delete(&mut work, id, stamp).await?,
+        Change::Membership { key, values: Some(values) } => membership::add(&mut work, key, stamp, values).await?,
+        Change::Membership { key, values: None } => membership::remove(&mut work, key, stamp).await?,
+        Change::User { .. } => Err(DbError::shape("users are written in sets"))?,
+    };
+    ended(work, received, verdict).await
+}
+
+/// The outcome of an event, after what it freed was applied too.
+async fn ended(mut work: Work<'_>, received: &Received<OrgEvent>, verdict: Verdict) -> Result<Outcome, HandleError> {
+    let OrgEvent { stamp, change, .. } = &*received.event;
+    match verdict {
+        Verdict::Applied => waiting::release(&mut work).await?,
+        Verdict::Stale => return Ok(Outcome::Skipped(Skip::Stale)),
+        Verdict::NoChange => return Ok(Outcome::Skipped(Skip::Because("no_change"))),
+        Verdict::Blocked(block) if block.is_tree() => {
+            return Ok(Outcome::Reject(Rejection::refused(block.reason, block.message)));
+        }
+        Verdict::Blocked(block) if !waiting::keep(&work, change, stamp, &block).await? => {
+            return Ok(Outcome::Skipped(Skip::Stale));
+        }
+        Verdict::Blocked(_) => {}
+    }
+    Ok(Outcome::Applied(work.into_downstream()))
 }
 
 const READS: &[EventType] = &[

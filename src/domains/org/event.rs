@@ -53,7 +53,8 @@ impl OrgEvent {
     fn new(envelope: &Envelope, directory: String, version: i64, change: Change) -> Result<Self, Rejection> {
         let stamp = Stamp {
             version: validate::version(version)?,
-            time: envelope.time.unwrap_or(Timestamp::UNIX_EPOCH),
+            // As precise as the database keeps it, so that both compare alike.
+            time: envelope.time.and_then(|t| Timestamp::from_microsecond(t.as_microsecond()).ok()).unwrap_or_default(),
             key: format!("{} {}", envelope.id, envelope.source),
         };
         Ok(Self { directory: validate::directory(directory)?, stamp, change })

@@ -8,6 +8,7 @@
 //! without its parent, a membership without its user or department, the deletion of a department that isn't empty. A move
 //! that would close a cycle is refused. Downstream events tell only of what changed.
 
+mod batch;
 mod consumer;
 mod department;
 mod downstream;

@@ -5,35 +5,45 @@ use tokio_postgres::types::ToSql;
 
 use super::super::model::{Before, Stamp, State, User};
 use super::super::work::Work;
-use crate::db::DbError;
+use crate::db::{DbError, Tx};
 
-// One statement for the hot path: locks and reads the old row, writes the new one if its stamp is greater. FOR UPDATE
-// waits for memberships that are being added: they hold the row FOR KEY SHARE. The old row must have been seen: one that
-// another transaction inserted after our snapshot is left alone, and the statement is run again.
+// One statement for all users of a batch: locks and reads the old rows in key order, writes the new ones whose stamp is greater.
+// FOR UPDATE waits for memberships that are being added: they hold the row FOR KEY SHARE. An old row must have been seen: one
+// that another transaction inserted after our snapshot is left alone, and the statement is run again for it.
 const WRITE: &str = "
-    WITH old AS (
-        SELECT state, version, name, email, title, employee_number, suspended
-        FROM onceflow.org_user
-        WHERE tenant = $1 AND directory = $2 AND id = $3
-        FOR UPDATE
+    WITH incoming AS (
+        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[], $6::text[], $7::text[],
+                             $8::text[], $9::text[], $10::text[], $11::text[], $12::bool[])
+            WITH ORDINALITY AS t (tenant, directory, id, version, event_time, event_key, state, name, email, title,
+                                  employee_number, suspended, n)
+    ), old AS (
+        SELECT u.tenant, u.directory, u.id, u.version, u.event_time, u.event_key, u.state, u.name, u.email, u.title,
+               u.employee_number, u.suspended
+        FROM incoming i JOIN onceflow.org_user u USING (tenant, directory, id)
+        ORDER BY u.tenant, u.directory, u.id
+        FOR UPDATE OF u
     ), written AS (
         INSERT INTO onceflow.org_user AS u
             (tenant, directory, id, version, event_time, event_key, state, name, email, title, employee_number,
              suspended, deleted_at)
-        SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-               CASE WHEN $7::text = 'deleted' THEN clock_timestamp() END
-        FROM (SELECT count(*) FROM old) AS locked_first
+        SELECT i.tenant, i.directory, i.id, i.version, i.event_time, i.event_key, i.state, i.name, i.email, i.title,
+               i.employee_number, i.suspended, CASE WHEN i.state = 'deleted' THEN clock_timestamp() END
+        FROM incoming i, (SELECT count(*) FROM old) AS locked_first
+        ORDER BY i.tenant, i.directory, i.id
         ON CONFLICT (tenant, directory, id) DO UPDATE SET
             version = excluded.version, event_time = excluded.event_time, event_key = excluded.event_key,
             state = excluded.state, name = excluded.name, email = excluded.email, title = excluded.title,
             employee_number = excluded.employee_number, suspended = excluded.suspended,
             deleted_at = excluded.deleted_at, updated_at = clock_timestamp()
         WHERE (excluded.version, excluded.event_time, excluded.event_key) > (u.version, u.event_time, u.event_key)
-          AND EXISTS (SELECT FROM old)
-        RETURNING true
+          AND (u.tenant, u.directory, u.id) IN (SELECT tenant, directory, id FROM old)
+        RETURNING tenant, directory, id
     )
-    SELECT old.*, EXISTS (SELECT FROM written) AS written
-    FROM (SELECT) AS always LEFT JOIN old ON true";
+    SELECT i.n, w.id IS NOT NULL AS written, o.version, o.event_time, o.event_key, o.state, o.name, o.email, o.title,
+           o.employee_number, o.suspended
+    FROM incoming i
+    LEFT JOIN old o USING (tenant, directory, id)
+    LEFT JOIN written w USING (tenant, directory, id)";
 
 // Makes sure that there is a row to wait at, and locks it against whoever makes it live.
 const HOLD: &str = "
@@ -42,51 +52,72 @@ const HOLD: &str = "
     ON CONFLICT (tenant, directory, id) DO UPDATE SET version = u.version
     RETURNING state = 'live'";
 
-/// Writes the user, or the tombstone where `values` is `None`, unless something newer is stored. Returns the row as it was,
-/// and whether it was written.
-pub(super) async fn write(
-    work: &Work<'_>,
-    id: &str,
-    stamp: &Stamp,
-    values: Option<&User>,
-) -> Result<(Option<Before<User>>, bool), DbError> {
-    // A second time only if the row appeared after the first one's snapshot; then the second sees it.
+/// A user as the newest event of a batch has them; the tombstone where `values` is `None`.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Newest<'a> {
+    pub(in super::super) tenant: &'a str,
+    pub(in super::super) directory: &'a str,
+    pub(in super::super) id: &'a str,
+    pub(in super::super) stamp: &'a Stamp,
+    pub(in super::super) values: Option<&'a User>,
+}
+
+/// A stored user with the stamp of the event that made them so.
+pub(super) type Stored = (Before<User>, Stamp);
+
+/// Writes different users, each unless something newer is stored. Returns each row as it was.
+pub(super) async fn write(tx: &Tx, users: &[Newest<'_>]) -> Result<Vec<Option<Stored>>, DbError> {
+    let mut stored = vec![None; users.len()];
+    let mut left: Vec<usize> = (0..users.len()).collect();
+    // A second time only for rows that appeared after the first one's snapshot; then the second sees them.
     for _ in 0..2 {
-        let row = write_once(work, id, stamp, values).await?;
-        let (before, written) = (before(&row)?, row.get("written"));
-        if before.is_some() || written {
-            return Ok((before, written));
+        let these: Vec<_> = left.iter().map(|&n| users[n]).collect();
+        let mut unseen = Vec::new();
+        for row in write_once(tx, &these).await? {
+            let n = usize::try_from(row.get::<_, i64>("n") - 1).ok().and_then(|n| left.get(n).copied());
+            let n = n.ok_or_else(|| DbError::shape("org_user: an ordinal that was not sent"))?;
+            stored[n] = before(&row)?;
+            if stored[n].is_none() && !row.get::<_, bool>("written") {
+                unseen.push(n);
+            }
         }
+        if unseen.is_empty() {
+            return Ok(stored);
+        }
+        left = unseen;
     }
     Err(DbError::shape("org_user: a committed row can't be seen"))
 }
 
-async fn write_once(work: &Work<'_>, id: &str, stamp: &Stamp, values: Option<&User>) -> Result<Row, DbError> {
-    let state = if values.is_some() { State::Live } else { State::Deleted };
-    let Stamp { version, time, key } = stamp;
+async fn write_once(tx: &Tx, users: &[Newest<'_>]) -> Result<Vec<Row>, DbError> {
+    fn column<'a, T>(users: &[Newest<'a>], value: impl Fn(&Newest<'a>) -> T) -> Vec<T> {
+        users.iter().map(value).collect()
+    }
+    let state = |u: &Newest<'_>| if u.values.is_some() { State::Live.as_str() } else { State::Deleted.as_str() };
     let params: &[&(dyn ToSql + Sync)] = &[
-        &work.tenant,
-        &work.directory,
-        &id,
-        version,
-        time,
-        key,
-        &state.as_str(),
-        &values.map(|v| &v.name),
-        &values.map(|v| &v.email),
-        &values.map(|v| &v.title),
-        &values.map(|v| &v.employee_number),
-        &values.is_some_and(|v| v.suspended),
+        &column(users, |u| u.tenant),
+        &column(users, |u| u.directory),
+        &column(users, |u| u.id),
+        &column(users, |u| u.stamp.version),
+        &column(users, |u| u.stamp.time),
+        &column(users, |u| u.stamp.key.as_str()),
+        &column(users, state),
+        &column(users, |u| u.values.map(|v| v.name.as_str())),
+        &column(users, |u| u.values.map(|v| v.email.as_str())),
+        &column(users, |u| u.values.map(|v| v.title.as_str())),
+        &column(users, |u| u.values.map(|v| v.employee_number.as_str())),
+        &column(users, |u| u.values.is_some_and(|v| v.suspended)),
     ];
-    work.tx.query_one(WRITE, params).await
+    tx.query(WRITE, params).await
 }
 
-fn before(row: &Row) -> Result<Option<Before<User>>, DbError> {
+fn before(row: &Row) -> Result<Option<Stored>, DbError> {
     let Some(state) = row.get::<_, Option<&str>>("state") else { return Ok(None) };
     let text = |column| row.get::<_, Option<String>>(column).unwrap_or_default();
-    Ok(Some(Before {
+    let version = row.get("version");
+    let before = Before {
         state: State::parse(state).ok_or_else(|| DbError::shape(format!("org_user.state {state}")))?,
-        version: row.get("version"),
+        version,
         values: User {
             name: text("name"),
             email: text("email"),
@@ -94,7 +125,8 @@ fn before(row: &Row) -> Result<Option<Before<User>>, DbError> {
             employee_number: text("employee_number"),
             suspended: row.get("suspended"),
         },
-    }))
+    };
+    Ok(Some((before, Stamp { version, time: row.get("event_time"), key: row.get("event_key") })))
 }
 
 /// Locks the user against becoming live, as an unknown one if need be, and tells whether they are live already.

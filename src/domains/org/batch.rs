@@ -1,0 +1,74 @@
+//! In which steps the events of a micro-batch are applied: users in sets, everything else one by one.
+
+use std::collections::{HashMap, HashSet};
+
+use super::event::{Change, OrgEvent};
+use crate::runtime::Received;
+
+/// Events, by their place in the batch, that are applied together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Users, written by one statement.
+    Users(Vec<usize>),
+    /// An event of another kind.
+    One(usize),
+}
+
+/// The steps, in order. Events of one partition key keep their order (I-5); others may change places, so users go first where
+/// no key has both.
+pub(super) fn steps(events: &[Received<OrgEvent>]) -> Vec<Step> {
+    let is_user = |n: &usize| matches!(events[*n].event.change, Change::User { .. });
+    let key = |n: &usize| (&events[*n].envelope.tenant, &events[*n].envelope.partition_key);
+    let (users, others): (Vec<usize>, Vec<usize>) = (0..events.len()).partition(is_user);
+    let of_users: HashSet<_> = users.iter().map(key).collect();
+    let apart = others.iter().all(|n| !of_users.contains(&key(n)));
+    let order = if apart { users.into_iter().chain(others).collect() } else { (0..events.len()).collect::<Vec<_>>() };
+    let mut steps = Vec::new();
+    let mut set = Set::default();
+    for n in order {
+        match &events[n].event.change {
+            Change::User { id, values } => {
+                let event = &events[n];
+                let user = (event.envelope.tenant.as_str(), event.event.directory.as_str(), id.as_str());
+                if !set.takes(user, values.is_none()) {
+                    steps.extend(set.end());
+                }
+                set.add(n, user, values.is_none());
+            }
+            _ => {
+                steps.extend(set.end());
+                steps.push(Step::One(n));
+            }
+        }
+    }
+    steps.extend(set.end());
+    steps
+}
+
+/// A user's tenant, directory and id.
+type User<'a> = (&'a str, &'a str, &'a str);
+
+/// Users that one statement can write. A deletion has effects of its own on the memberships, so it is the only event about
+/// its user.
+#[derive(Default)]
+struct Set<'a> {
+    places: Vec<usize>,
+    /// Whether the user's event is a deletion.
+    users: HashMap<User<'a>, bool>,
+}
+
+impl<'a> Set<'a> {
+    fn takes(&self, user: User<'a>, deletion: bool) -> bool {
+        self.users.get(&user).is_none_or(|deleted| !deleted && !deletion)
+    }
+
+    fn add(&mut self, place: usize, user: User<'a>, deletion: bool) {
+        self.places.push(place);
+        self.users.insert(user, deletion);
+    }
+
+    fn end(&mut self) -> Option<Step> {
+        self.users.clear();
+        (!self.places.is_empty()).then(|| Step::Users(std::mem::take(&mut self.places)))
+    }
+}
