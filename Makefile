@@ -1,9 +1,9 @@
 # One command for each thing a newcomer or a contributor wants; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test ci ci-setup fmt-check lint unit-and-integration rustdoc deny advisories
+.PHONY: help setup demo bench test ci ci-setup fmt-check lint unit-and-integration rustdoc deny advisories
 
-# Passed on by `make demo`, e.g. `make demo ARGS=--once`.
+# Passed on by `make demo` and `make bench`, e.g. `make demo ARGS=--once`.
 ARGS ?=
 
 help: ## list the targets
@@ -15,6 +15,9 @@ setup: ## install what is missing (RabbitMQ, PostgreSQL, a C compiler) on Debian
 demo: setup ## see the whole thing work: private servers, a sample world, a live table (ARGS=--once ends it)
 	cargo build --release --locked
 	./target/release/onceflow dev $(ARGS)
+
+bench: setup ## measure against the limit and the naive way, about 20 minutes (ARGS=--list names the scenarios)
+	cargo bench --locked --bench bench -- $(ARGS)
 
 test: setup unit-and-integration ## run every test, on private servers
 
