@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
 
 use args::{Args, Role};
 use figures::Measured;
@@ -79,10 +80,9 @@ async fn bench(args: &Args) -> anyhow::Result<bool> {
     let begun = Instant::now();
     say(&format!("{} scenarios, {} rounds; starting private servers", scenarios.len(), args.rounds));
     let mut ground = Ground::start().await?;
-    let interrupted = async { tokio::signal::ctrl_c().await.context("listen for Ctrl-C") };
     let measured = tokio::select! {
         outcomes = run_all(&mut ground, args, &scenarios) => outcomes,
-        signal = interrupted => signal.and_then(|()| bail!("interrupted")),
+        signal = interrupted() => signal.and_then(|()| bail!("interrupted")),
     };
     let report = match measured {
         Ok(outcomes) => report(&ground, args, outcomes).await,
@@ -94,6 +94,15 @@ async fn bench(args: &Args) -> anyhow::Result<bool> {
     write(args, &report)?;
     say(&format!("took {:.0} s", begun.elapsed().as_secs_f64()));
     Ok(!args.strict || report.missed() == 0)
+}
+
+/// Ctrl-C or a termination: contenders and servers must end with us.
+async fn interrupted() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    tokio::select! {
+        pressed = tokio::signal::ctrl_c() => pressed.context("listen for Ctrl-C"),
+        _ = terminate.recv() => Ok(()),
+    }
 }
 
 fn chosen(args: &Args) -> anyhow::Result<Vec<Scenario>> {
@@ -148,21 +157,21 @@ async fn run_variant(ground: &mut Ground, variant: &Variant) -> anyhow::Result<O
     }
 }
 
-/// How much is sent.
+/// How much is sent; a variant that gets fewer events is named.
 fn size(scenario: &Scenario) -> String {
-    let plans = scenario.variants.iter().filter_map(|variant| match &variant.work {
-        Work::Measure(plan) => Some(plan),
-        Work::Idle(..) => None,
-    });
-    let events = plans.clone().map(|plan| plan.feed.count).max();
-    let rows = plans.map(|plan| plan.inbox_rows).max().filter(|rows| *rows > 0);
-    let idle = scenario.variants.iter().find_map(|variant| match &variant.work {
+    let plans: Vec<_> =
+        scenario.variants.iter().filter_map(|variant| variant.plan().map(|p| (variant.name, p))).collect();
+    let most = plans.iter().map(|(_, plan)| plan.feed.count).max();
+    let mut parts: Vec<String> = most.map(|most| format!("{most} events")).into_iter().collect();
+    let fewer = plans.iter().filter(|(_, plan)| Some(plan.feed.count) < most);
+    parts.extend(fewer.map(|(name, plan)| format!("{name} {}", plan.feed.count)));
+    let rows = plans.iter().map(|(_, plan)| plan.inbox_rows).max().filter(|rows| *rows > 0);
+    parts.extend(rows.map(|rows| format!("{rows} rows")));
+    parts.extend(scenario.variants.iter().filter_map(|variant| match &variant.work {
         Work::Idle(_, seconds) => Some(format!("{seconds:.0} s")),
         Work::Measure(_) => None,
-    });
-    let events = events.map(|events| format!("{events} events"));
-    let rows = rows.map(|rows| format!("{rows} rows"));
-    [events, rows, idle].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }));
+    parts.join(", ")
 }
 
 fn short(figures: &Measured) -> String {

@@ -30,6 +30,15 @@ pub(crate) struct Variant {
     pub(crate) work: Work,
 }
 
+impl Variant {
+    pub(crate) fn plan(&self) -> Option<&Plan> {
+        match &self.work {
+            Work::Measure(plan) => Some(plan),
+            Work::Idle(..) => None,
+        }
+    }
+}
+
 #[derive(Clone)]
 pub(crate) enum Work {
     Measure(Plan),
