@@ -6,7 +6,7 @@
 //! A transaction that is dropped half-way takes its connection out of the pool, so that nobody inherits it.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::Object;
@@ -41,13 +41,15 @@ enum Sent {
 pub struct Tx {
     client: Option<Object>,
     poisoned: AtomicBool,
+    statements: AtomicU64,
     /// How long any answer of the server may take; above its own `statement_timeout`.
     answer_within: Duration,
 }
 
 impl Tx {
     pub(super) async fn begin(client: Object, answer_within: Duration) -> Result<Self, DbError> {
-        let tx = Self { client: Some(client), poisoned: AtomicBool::new(false), answer_within };
+        let (poisoned, statements) = (AtomicBool::new(false), AtomicU64::new(0));
+        let tx = Self { client: Some(client), poisoned, statements, answer_within };
         tx.bounded("begin", tx.client().batch_execute("BEGIN")).await?;
         Ok(tx)
     }
@@ -58,6 +60,7 @@ impl Tx {
     /// The transaction is poisoned and can only be rolled back.
     pub async fn query(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError> {
         let client = self.client();
+        self.statements.fetch_add(1, Ordering::Relaxed);
         self.bounded("query", async {
             let statement = client.prepare_cached(sql).await?;
             client.query(&statement, params).await
@@ -96,11 +99,17 @@ impl Tx {
     /// The transaction is poisoned and can only be rolled back.
     pub async fn execute(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
         let client = self.client();
+        self.statements.fetch_add(1, Ordering::Relaxed);
         self.bounded("execute", async {
             let statement = client.prepare_cached(sql).await?;
             client.execute(&statement, params).await
         })
         .await
+    }
+
+    /// How many statements were sent since it began: what a batch costs in round trips, for tests to hold.
+    pub fn statements(&self) -> u64 {
+        self.statements.load(Ordering::Relaxed)
     }
 
     /// Commits, unless a statement has failed.
@@ -129,6 +138,7 @@ impl Tx {
                 return (Commit::RolledBack(error), Vec::new());
             }
         };
+        self.statements.fetch_add(1, Ordering::Relaxed);
         match self.last_and_commit(&statement, params).await {
             (Ok(rows), committed) => (self.ended(committed).await, rows),
             // Not sent, or refused by the server, which then refuses the COMMIT too.

@@ -1,5 +1,6 @@
 //! Orders and callbacks on a real database: recorded once, in any order, in parallel; contradictions go to review.
 
+mod batches;
 mod races;
 mod samples;
 

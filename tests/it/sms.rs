@@ -225,3 +225,13 @@ async fn m10_the_newest_approved_version_of_a_template_is_used() {
     let (_, accepted) = told(direct.apply_one(event(&payload)).await);
     assert_eq!(accepted["templateVersion"], 2);
 }
+
+#[tokio::test]
+async fn a_batch_takes_as_many_statements_for_a_hundred_requests_as_for_one() {
+    let direct = direct().await;
+    for size in [1, 10, 100] {
+        let batch = || (0..size).map(|n| event(&request(&format!("r-{size}-{n}"), &format!("{size}{n}")))).collect();
+        assert_eq!(direct.statements(batch()).await, 5, "{size} new requests");
+        assert_eq!(direct.statements(batch()).await, 1, "{size} known requests");
+    }
+}

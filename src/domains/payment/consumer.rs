@@ -1,6 +1,5 @@
-//! The consumer: decodes, locks the orders of a micro-batch in key order, and applies its events one by one.
+//! The consumer: decodes, locks the orders of a micro-batch, applies its events in memory, and writes what came of them.
 
-use std::collections::HashMap;
 use std::slice;
 
 use async_trait::async_trait;
@@ -9,12 +8,13 @@ use super::catalog::{
     ORDER_CANCEL_REQUESTED, ORDER_CLOSED, ORDER_PAID, ORDER_PLACED, PAYMENT_CALLBACK_RECEIVED, PAYMENT_RECORDED,
     PAYMENT_REVIEW_REQUIRED,
 };
-use super::effect;
 use super::event::Event;
+use super::plan::Plan;
 use super::proto::order::{OrderCancelRequested, OrderPlaced};
 use super::proto::payment::PaymentCallbackReceived;
-use super::store::{self, Order};
-use crate::db::{DbError, Tx};
+use super::store;
+use super::stored::Stored;
+use crate::db::Tx;
 use crate::event::{Envelope, Rejection};
 use crate::runtime::{Consumer, EventType, HandleError, Outcome, Received};
 
@@ -44,38 +44,21 @@ impl Consumer for Payment {
     }
 
     async fn handle_one(&self, tx: &Tx, event: &Received<Event>) -> Result<Outcome, HandleError> {
-        Orders::lock(tx, slice::from_ref(event)).await?.apply(tx, event).await
+        let outcomes = self.handle(tx, slice::from_ref(event)).await?;
+        outcomes.into_iter().next().ok_or_else(|| Rejection::refused("no_outcome", "the batch of one was empty").into())
     }
 
     async fn handle(&self, tx: &Tx, events: &[Received<Event>]) -> Result<Vec<Outcome>, HandleError> {
-        // All rows at once and in key order (P-10): locking them event by event would deadlock with a batch in another order.
-        let mut orders = Orders::lock(tx, events).await?;
-        let mut outcomes = Vec::with_capacity(events.len());
-        for event in events {
-            outcomes.push(orders.apply(tx, event).await?);
+        let stored = Stored::lock(tx, events).await?;
+        let plan = Plan::draw(events, &stored, &[])?;
+        let refused = plan.write(tx).await?;
+        if refused.is_empty() {
+            return Ok(plan.outcomes);
         }
-        Ok(outcomes)
-    }
-}
-
-/// The orders of a micro-batch, locked until the transaction ends.
-struct Orders(HashMap<(String, String), Order>);
-
-impl Orders {
-    async fn lock(tx: &Tx, events: &[Received<Event>]) -> Result<Self, DbError> {
-        let tenants: Vec<&str> = events.iter().map(|e| e.envelope.tenant.as_str()).collect();
-        let order_nos: Vec<&str> = events.iter().map(|e| e.event.order_no().as_str()).collect();
-        let orders = store::lock_orders(tx, &tenants, &order_nos).await?;
-        Ok(Self(orders.into_iter().map(|order| ((order.tenant.clone(), order.order_no.clone()), order)).collect()))
-    }
-
-    async fn apply(&mut self, tx: &Tx, received: &Received<Event>) -> Result<Outcome, HandleError> {
-        let key = (received.envelope.tenant.clone(), received.event.order_no().to_string());
-        let order = self.0.get_mut(&key).ok_or_else(|| DbError::shape("the row of an order was not found to lock"))?;
-        match &*received.event {
-            Event::Placed(placed) => effect::placed(tx, order, placed).await,
-            Event::Callback(callback) => effect::callback(tx, order, callback).await,
-            Event::Cancel(cancel) => effect::cancel(tx, order, cancel).await,
-        }
+        // Only the insert can tell what was recorded before: another transaction may have recorded it in this instant.
+        let recorded = store::recorded(tx, &refused).await?;
+        let corrected = Plan::draw(events, &stored, &recorded)?;
+        corrected.write_over(tx, &plan, &refused).await?;
+        Ok(corrected.outcomes)
     }
 }

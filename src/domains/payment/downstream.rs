@@ -3,9 +3,9 @@
 use super::catalog::{ORDER_CLOSED, ORDER_PAID, PAYMENT_RECORDED, PAYMENT_REVIEW_REQUIRED};
 use super::event::{Callback, Status};
 use super::model::Terms;
+use super::order::Order;
 use super::proto::order::{OrderClosed, OrderPaid};
 use super::proto::payment::{PaymentRecorded, PaymentReviewRequired, PaymentStatus};
-use super::store::Order;
 use super::verdict::{Disposition, Verdict};
 use crate::event::{Downstream, Rejection};
 

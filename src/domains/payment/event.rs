@@ -78,7 +78,7 @@ pub(crate) struct Callback {
 }
 
 /// How far a transaction is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Status {
     /// The customer is paying.
     Processing,

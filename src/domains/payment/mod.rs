@@ -4,6 +4,9 @@
 //! by transaction and status, compared with its order, and moves the order along the ranked states of [`model`]. A callback
 //! or cancel request that comes before its order waits for it. Whatever contradicts is recorded, sent to review, and never
 //! posted.
+//!
+//! A micro-batch is dealt with as a whole: its orders are locked and read ([`stored`]), its events applied in memory
+//! ([`plan`], [`effect`]), and what changed is written with one statement for each table ([`store`]).
 
 mod catalog;
 mod consumer;
@@ -13,7 +16,11 @@ mod event;
 mod id;
 mod model;
 mod money;
+mod order;
+mod payments;
+mod plan;
 mod store;
+mod stored;
 mod verdict;
 
 pub(crate) use consumer::Payment;

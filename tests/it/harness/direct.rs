@@ -54,17 +54,29 @@ impl Direct {
 
     /// Applies the events as one micro-batch in one transaction, which is rolled back unless every one is applied or skipped.
     pub(crate) async fn apply_batch(&self, events: Vec<Envelope>) -> Result<Vec<Outcome>, Rejection> {
-        let mut decoded = Vec::with_capacity(events.len());
-        for event in events {
-            let payload = self.consumer.decode(&event)?;
-            decoded.push((Arc::new(event), payload));
-        }
+        let decoded = self.decode(events)?;
         for _ in 0..CONTENTION_TRIES {
             if let Some(result) = self.attempt(&decoded).await {
                 return result;
             }
         }
         panic!("deadlocks at each of {CONTENTION_TRIES} attempts")
+    }
+
+    /// Applies the events as one micro-batch, and returns how many statements that took.
+    pub(crate) async fn statements(&self, events: Vec<Envelope>) -> u64 {
+        let decoded = self.decode(events).unwrap();
+        let expected = decoded.len();
+        let tx = self.pool.begin().await.unwrap();
+        let handled = self.consumer.handle(&tx, decoded).await;
+        let sent = tx.statements();
+        finish(tx, handled, expected).await.unwrap();
+        sent
+    }
+
+    fn decode(&self, events: Vec<Envelope>) -> Result<Vec<(Arc<Envelope>, Decoded)>, Rejection> {
+        let decode = |event: Envelope| self.consumer.decode(&event).map(|payload| (Arc::new(event), payload));
+        events.into_iter().map(decode).collect()
     }
 
     /// One transaction; `None` when it lost a deadlock or a race, which the runtime tries again in place.

@@ -7,7 +7,7 @@ use onceflow::db::{Commit, Tx};
 use onceflow::event::{Downstream, Envelope};
 use onceflow::runtime::Outcome;
 
-use super::{PLACED, cancel, consumer, direct, downstream, event, placed, recorded, state, success, types};
+use super::{PLACED, cancel, consumer, direct, downstream, event, placed, recorded, skipped, state, success, types};
 use crate::harness::direct::Direct;
 use crate::harness::eventually;
 
@@ -29,6 +29,13 @@ async fn overlapping(direct: &Direct, first: Envelope, second: Envelope) -> Vec<
         assert!(matches!(two.commit().await, Commit::Committed));
         told
     });
+    until_one_waits(direct).await;
+    assert!(matches!(one.commit().await, Commit::Committed));
+    [Ok(told), Ok(waiting.await.unwrap())].into_iter().flat_map(downstream).collect()
+}
+
+/// Until another transaction waits for a lock.
+async fn until_one_waits(direct: &Direct) {
     let client = direct.database.client().await;
     eventually(PATIENCE, || async {
         let sql =
@@ -37,8 +44,21 @@ async fn overlapping(direct: &Direct, first: Envelope, second: Envelope) -> Vec<
         (blocked == 1).then_some(())
     })
     .await;
-    assert!(matches!(one.commit().await, Commit::Committed));
-    [Ok(told), Ok(waiting.await.unwrap())].into_iter().flat_map(downstream).collect()
+}
+
+#[tokio::test]
+async fn p02_a_notification_that_two_transactions_record_at_once_for_two_orders_is_recorded_once() {
+    let direct = direct().await;
+    direct.apply_batch(vec![event(PLACED, &placed("SO-1")), event(PLACED, &placed("SO-2"))]).await.unwrap();
+    let one = direct.database.pool().begin().await.unwrap();
+    in_tx(&one, success("SO-1", "n1", "t1")).await;
+    let (second, ()) = tokio::join!(direct.apply_one(success("SO-2", "n1", "t1")), async {
+        until_one_waits(&direct).await;
+        assert!(matches!(one.commit().await, Commit::Committed));
+    });
+    assert_eq!(second.unwrap_err().code, "callback_conflict");
+    assert_eq!((state(&direct, "SO-1").await, state(&direct, "SO-2").await), ("PAID".into(), "CREATED".into()));
+    assert_eq!(direct.apply_one(success("SO-1", "n1", "t1")).await, skipped("already_recorded"));
 }
 
 #[tokio::test]
