@@ -62,7 +62,8 @@ impl Pool {
     /// When the URL can't be used as it is.
     pub fn new(settings: &Settings) -> Result<Self, SettingsError> {
         let config = client_config(settings)?;
-        let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Clean };
+        // Every transaction cleans the session itself, in the round trip of its BEGIN.
+        let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = if config.get_ssl_mode() == SslMode::Disable {
             Manager::from_config(config, NoTls, manager_config)
         } else {

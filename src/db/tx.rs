@@ -16,6 +16,11 @@ use tokio_postgres::{Row, Statement};
 
 use super::error::{Class, DbError};
 
+/// Whatever the last user of the connection left in its session is undone in the same round trip: settings, advisory locks,
+/// temporary tables.
+const BEGIN: &str = "RESET ALL; SELECT pg_advisory_unlock_all(); DISCARD TEMP; BEGIN";
+/// Longest wait for it: a connection that lay idle may be dead without a word.
+const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 /// In an aborted transaction the first statement fails, where COMMIT alone would report success (§1.2).
 const COMMIT: &str = "SELECT 1; COMMIT";
 
@@ -50,8 +55,10 @@ impl Tx {
     pub(super) async fn begin(client: Object, answer_within: Duration) -> Result<Self, DbError> {
         let (poisoned, statements) = (AtomicBool::new(false), AtomicU64::new(0));
         let tx = Self { client: Some(client), poisoned, statements, answer_within };
-        tx.bounded("begin", tx.client().batch_execute("BEGIN")).await?;
-        Ok(tx)
+        match tokio::time::timeout(BEGIN_WITHIN, tx.bounded("begin", tx.client().batch_execute(BEGIN))).await {
+            Ok(begun) => begun.map(|()| tx),
+            Err(_) => Err(DbError::silent("begin", BEGIN_WITHIN)),
+        }
     }
 
     /// Runs a statement and returns its rows. The statement is prepared once per connection.

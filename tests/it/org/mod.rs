@@ -1,5 +1,6 @@
 //! The org domain: versions, tombstones, the tree, and what waits for what (D-2, D-4 to D-7).
 
+mod batches;
 mod downstream;
 mod tombstones;
 mod tree;

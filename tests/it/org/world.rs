@@ -52,6 +52,27 @@ impl World {
         self.direct.apply_one(event).await
     }
 
+    /// Delivers an event with the tenant and key that it has.
+    pub(super) async fn deliver_as_is(&self, event: Envelope) -> Outcome {
+        self.direct.apply_one(event).await.unwrap()
+    }
+
+    /// Delivers events as one micro-batch.
+    pub(super) async fn deliver_together(&self, events: Vec<Envelope>) -> Vec<Outcome> {
+        self.direct.apply_batch(events).await.unwrap()
+    }
+
+    /// Delivers events as one micro-batch; how many statements it took.
+    pub(super) async fn statements(&self, tenant: &str, all: &[Said]) -> u64 {
+        let number = self.events.fetch_add(1, Ordering::Relaxed);
+        let of_tenant = |(n, said): (usize, &Said)| {
+            let mut event = event(said, &format!("e{number}-{n}"), None);
+            event.tenant = tenant.into();
+            event
+        };
+        self.direct.statements(all.iter().enumerate().map(of_tenant).collect()).await
+    }
+
     /// Delivers events that must all be accepted, and returns what they told downstream.
     pub(super) async fn tell_all(&self, tenant: &str, all: &[Said]) -> Vec<Told> {
         let mut told = Vec::new();

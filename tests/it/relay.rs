@@ -1,0 +1,135 @@
+//! The relay: rows from memory and from the table leave in one order, and several relays share the work.
+
+use std::sync::Arc;
+
+use onceflow::broker::{Link, Publisher, Purpose, Topology};
+use onceflow::domains;
+use onceflow::event::{Downstream, Envelope};
+use onceflow::health::{Check, Health};
+use onceflow::outbox::{Handover, OutboxRow, Relay, RelaySettings, Unroutable, append_and_commit};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::direct::envelope;
+use crate::harness::service::Service;
+use crate::harness::{SOON, Stack, Wishes, eventually};
+
+const TYPE: &str = "org.user.changed.v1";
+const BY_HAND: &str = "INSERT INTO onceflow.outbox (aggregatetype, aggregateid, type, payload)
+    SELECT 'user', n::text, 'org.user.changed.v1', '{\"by\": \"hand\"}' FROM generate_series($1::int, $2::int) AS n";
+/// How many relays hold how many partitions: `4 4`.
+const SHARES: &str = "SELECT string_agg(held::text, ' ' ORDER BY held) FROM (
+    SELECT count(*) AS held FROM onceflow.outbox_partition
+    WHERE holder IS NOT NULL AND expires_at > clock_timestamp() GROUP BY holder) AS shares";
+
+/// A relay of its own, without a service around it.
+struct Alone {
+    handover: Handover,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Alone {
+    async fn start(stack: &Stack) -> Self {
+        let (handover, health, stop) = (Handover::default(), Arc::new(Health::default()), CancellationToken::new());
+        let link = Arc::new(Link::new(stack.config.broker.clone(), Purpose::Publish, health.clone()));
+        let settings = RelaySettings {
+            egress: stack.config.runtime.names.egress(),
+            unroutable: Unroutable::default(),
+            holder: "alone".to_owned(),
+        };
+        let publisher = Publisher::new(link, Topology::default());
+        let relay = Relay::new(settings, stack.pool(), publisher, handover.clone(), health.clone());
+        let task = tokio::spawn(relay.run(stop.clone()));
+        eventually(SOON, || async { (health.snapshot().get("relay") == Some(&Check::Ok)).then_some(()) }).await;
+        Self { handover, stop, task }
+    }
+
+    async fn append(&self, stack: &Stack, key: &str, n: i64) {
+        let tx = stack.pool().begin().await.unwrap();
+        let cause: Envelope = envelope("org.user.upserted.v1", "cause", &json!({}));
+        let event = Downstream {
+            event_type: TYPE,
+            aggregate_type: "user",
+            aggregate_id: key.to_owned(),
+            partition_key: None,
+            payload: json!({ "n": n }).to_string(),
+        };
+        let row = OutboxRow::caused_by(&cause, "org", &event);
+        let commit = append_and_commit(tx, vec![row], &self.handover).await;
+        assert!(matches!(commit, onceflow::db::Commit::Committed), "{commit:?}");
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i5_a_row_of_somebody_else_leaves_before_a_later_one_that_was_handed_over() {
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    let relay = Alone::start(&stack).await;
+    for key in 0..20i32 {
+        // Nobody wakes the relay for it.
+        stack.client.execute(BY_HAND, &[&key, &key]).await.unwrap();
+        relay.append(&stack, &key.to_string(), 1).await;
+        relay.append(&stack, &key.to_string(), 2).await;
+    }
+    let received = stack.downstream().await;
+    for key in 0..20 {
+        let subject = format!("user/{key}");
+        let of_key = received.iter().filter(|m| m.headers["cloudEvents:subject"] == Value::from(subject.clone()));
+        let bodies: Vec<Value> = of_key.map(|m| serde_json::from_slice(&m.body).unwrap()).collect();
+        assert_eq!(bodies, [json!({"by": "hand"}), json!({"n": 1}), json!({"n": 2})], "key {key}");
+    }
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c5_a_hot_key_leaves_in_order_and_holds_up_no_other() {
+    const HOT: i64 = 600;
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    let backlog = "INSERT INTO onceflow.outbox (aggregatetype, aggregateid, type, payload)
+                   SELECT 'user', 'hot', 'org.user.changed.v1', json_build_object('n', n) FROM generate_series(1, 600) n";
+    stack.client.execute(backlog, &[]).await.unwrap();
+    stack.client.execute(BY_HAND, &[&1i32, &50i32]).await.unwrap();
+    let relay = Alone::start(&stack).await;
+    relay.append(&stack, "hot", HOT + 1).await;
+    relay.append(&stack, "late", 1).await;
+    let received = stack.downstream().await;
+    let place = |subject: &str| received.iter().position(|m| m.headers["cloudEvents:subject"] == Value::from(subject));
+    let hot = received.iter().filter(|m| m.headers["cloudEvents:subject"] == Value::from("user/hot"));
+    let order: Vec<i64> =
+        hot.map(|m| serde_json::from_slice::<Value>(&m.body).unwrap()["n"].as_i64().unwrap()).collect();
+    assert_eq!(order, (1..=HOT + 1).collect::<Vec<_>>());
+    assert!(place("user/50").unwrap() < 300, "rows behind a hot backlog leave with its first ones");
+    relay.stop().await;
+    assert_eq!(stack.count("SELECT sum(confirmed)::bigint FROM onceflow.outbox_partition").await, HOT + 52);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p13_relays_share_the_partitions_and_take_over_from_one_that_dies() {
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    let shares = |expected: &'static str| {
+        let stack = &stack;
+        async move {
+            eventually(SOON, || async {
+                let found: Option<String> = stack.client.query_one(SHARES, &[]).await.unwrap().get(0);
+                (found.as_deref() == Some(expected)).then_some(())
+            })
+            .await;
+        }
+    };
+    let first = Service::start(stack.config_file(), "");
+    shares("8").await;
+    let second = Service::start(stack.config_file(), "");
+    shares("4 4").await;
+    stack.client.execute(BY_HAND, &[&1i32, &100i32]).await.unwrap();
+    assert_eq!(stack.downstream().await.len(), 100);
+    second.kill().await;
+    stack.client.execute(BY_HAND, &[&101i32, &200i32]).await.unwrap();
+    shares("8").await;
+    assert_eq!(stack.downstream().await.len(), 100);
+    first.kill().await;
+}
