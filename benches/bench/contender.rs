@@ -1,5 +1,6 @@
 //! The contenders: each runs in a process of its own, so that processor time and memory are its own.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -28,6 +29,19 @@ impl Contender {
             Self::Naive => "naive",
         }
     }
+
+    /// What its processes print, of one run of the bench.
+    fn log(self) -> anyhow::Result<PathBuf> {
+        Ok(output()?.join(format!("{}.log", self.name())))
+    }
+}
+
+/// Empties the logs of an earlier run.
+pub(crate) fn forget_logs() -> anyhow::Result<()> {
+    for contender in [Contender::Limit, Contender::Onceflow, Contender::Naive] {
+        std::fs::write(contender.log()?, "")?;
+    }
+    Ok(())
 }
 
 /// How the measured service is set.
@@ -72,14 +86,13 @@ impl Process {
         let mut command = match contender {
             Contender::Onceflow => onceflow(setup, site, &["run"])?,
             Contender::Limit | Contender::Naive => {
-                let mut command = bare(std::env::current_exe()?)?;
+                let mut command = bare(&std::env::current_exe()?)?;
                 command.args([contender.name(), "--domain", setup.domain.name()]);
                 command.env("BENCH_AMQP_URL", &site.amqp_url).env("BENCH_DATABASE_URL", &site.database_url);
                 command
             }
         };
-        let log = output()?.join(format!("{}.log", contender.name()));
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(contender.log()?)?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
         let child = command.spawn().with_context(|| format!("start {}", contender.name()))?;
         Ok(Self { child, name: contender.name() })
@@ -122,7 +135,7 @@ pub(crate) async fn declare(setup: &Setup, site: &Site) -> anyhow::Result<Option
 
 /// The real program, set by its environment alone.
 fn onceflow(setup: &Setup, site: &Site, arguments: &[&str]) -> anyhow::Result<Command> {
-    let mut command = bare(env!("CARGO_BIN_EXE_onceflow").into())?;
+    let mut command = bare(Path::new(env!("CARGO_BIN_EXE_onceflow")))?;
     command
         .args(arguments)
         .env("ONCEFLOW_AMQP_URL", &site.amqp_url)
@@ -138,9 +151,11 @@ fn onceflow(setup: &Setup, site: &Site, arguments: &[&str]) -> anyhow::Result<Co
     Ok(command)
 }
 
-/// A program that inherits no settings and finds no configuration file of the user's.
-fn bare(program: std::path::PathBuf) -> anyhow::Result<Command> {
-    let mut command = Command::new(program);
+/// A program that inherits no settings and finds no configuration file of the user's. The kernel kills it when the thread that
+/// started it ends: that is the main thread, so no contender outlives the bench, `kill -9` included.
+fn bare(program: &Path) -> anyhow::Result<Command> {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LANG", "C.UTF-8").current_dir(output()?);
     Ok(command)
 }

@@ -78,6 +78,7 @@ fn install_tls() -> anyhow::Result<()> {
 async fn bench(args: &Args) -> anyhow::Result<bool> {
     let scenarios = chosen(args)?;
     let begun = Instant::now();
+    contender::forget_logs()?;
     say(&format!("{} scenarios, {} rounds; starting private servers", scenarios.len(), args.rounds));
     let mut ground = Ground::start().await?;
     let measured = tokio::select! {
