@@ -17,7 +17,8 @@ demo: setup ## see the whole thing work: private servers, a sample world, a live
 	./target/release/onceflow dev $(ARGS)
 
 bench: setup ## measure against the limit and the naive way, about 20 minutes (ARGS=--list names the scenarios)
-	cargo bench --locked --bench bench -- $(ARGS)
+	cargo build --release --locked --features bench
+	./target/release/onceflow-bench $(ARGS)
 
 test: setup unit-and-integration ## run every test, on private servers
 
@@ -30,7 +31,7 @@ fmt-check:
 	cargo fmt --all --check
 
 lint:
-	cargo clippy --locked --all-targets --features failpoints -- -D warnings
+	cargo clippy --locked --all-targets --features failpoints,bench -- -D warnings
 
 unit-and-integration:
 	cargo test --locked --features failpoints

@@ -33,9 +33,6 @@ pub(crate) struct Args {
     /// Chooses which events are duplicates or go to the hot key
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     pub(crate) seed: u64,
-    /// `cargo bench` passes it
-    #[arg(long, hide = true)]
-    pub(crate) bench: bool,
     #[command(subcommand)]
     pub(crate) role: Option<Role>,
 }

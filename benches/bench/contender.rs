@@ -135,7 +135,8 @@ pub(crate) async fn declare(setup: &Setup, site: &Site) -> anyhow::Result<Option
 
 /// The real program, set by its environment alone.
 fn onceflow(setup: &Setup, site: &Site, arguments: &[&str]) -> anyhow::Result<Command> {
-    let mut command = bare(Path::new(env!("CARGO_BIN_EXE_onceflow")))?;
+    // Built together, into the same folder.
+    let mut command = bare(&std::env::current_exe()?.with_file_name("onceflow"))?;
     command
         .args(arguments)
         .env("ONCEFLOW_AMQP_URL", &site.amqp_url)
