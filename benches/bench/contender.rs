@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use tokio::process::{Child, Command};
 
 use crate::args::Domain;
@@ -12,6 +12,10 @@ use crate::ground::{Site, output};
 
 /// Kernel's unit of processor time in `/proc`; the same on every Linux that Rust runs on.
 const TICK: Duration = Duration::from_millis(10);
+
+/// Longest time for a service to lay out its partitions.
+const LAID_OUT_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(300);
 
 /// Who is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,23 +118,50 @@ impl Process {
         }
     }
 
+    /// Ends a service in an orderly way, so that its share of the work is free at once.
+    async fn stop(mut self) -> anyhow::Result<()> {
+        let pid = self.child.id().with_context(|| format!("{} has ended by itself", self.name))?;
+        let told = Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &pid.to_string()]).status().await?;
+        ensure!(told.success(), "{} can't be told to stop", self.name);
+        self.child.wait().await?;
+        Ok(())
+    }
+
     pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
         Ok(self.child.kill().await?)
     }
 }
 
-/// Declares what the product needs on the broker, as `onceflow check` does. `None` when this build does not know the setting.
+/// Declares what the product needs on the broker. `None` when this build does not know the setting.
 pub(crate) async fn declare(setup: &Setup, site: &Site) -> anyhow::Result<Option<()>> {
+    let Err(said) = check(setup, site).await? else { return Ok(Some(())) };
+    if setup.partitions == 1 {
+        bail!("onceflow check: {said}");
+    }
+    if said.contains("there is no such key") {
+        return Ok(None);
+    }
+    // The first service of a fresh installation lays the partitions out; the check then agrees with them.
+    let service = Process::start(Contender::Onceflow, setup, site)?;
+    let begun = Instant::now();
+    while let Err(said) = check(setup, site).await? {
+        if begun.elapsed() > LAID_OUT_WITHIN {
+            bail!("onceflow check, beside a running service: {said}");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    service.stop().await?;
+    Ok(Some(()))
+}
+
+/// Runs `onceflow check`, which declares what is missing; an `Err` inside is what it found wrong.
+async fn check(setup: &Setup, site: &Site) -> anyhow::Result<Result<(), String>> {
     let answer =
         onceflow(setup, site, &["check"])?.stdin(Stdio::null()).output().await.context("run onceflow check")?;
     if answer.status.success() {
-        return Ok(Some(()));
+        return Ok(Ok(()));
     }
-    let said = String::from_utf8_lossy(&answer.stderr).into_owned();
-    if setup.partitions > 1 && said.contains("there is no such key") {
-        return Ok(None);
-    }
-    bail!("onceflow check: {said}{}", String::from_utf8_lossy(&answer.stdout));
+    Ok(Err([answer.stderr, answer.stdout].map(|text| String::from_utf8_lossy(&text).into_owned()).concat()))
 }
 
 /// The real program, set by its environment alone.
