@@ -49,7 +49,8 @@ impl Consumer for Payment {
     }
 
     async fn handle(&self, tx: &Tx, events: &[Received<Event>]) -> Result<Vec<Outcome>, HandleError> {
-        let stored = Stored::lock(tx, events).await?;
+        let as_new = Plan::draw(events, &Stored::nothing(events), &[])?.into_orders();
+        let stored = Stored::lock(tx, events, as_new).await?;
         let plan = Plan::draw(events, &stored, &[])?;
         let refused = plan.write(tx).await?;
         if refused.is_empty() {

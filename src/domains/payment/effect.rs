@@ -70,23 +70,28 @@ pub(super) fn callback<'a>(
     let order = &mut entry.order;
     let verdict = judge(order.state, order.terms.as_ref(), callback);
     let disposition = verdict.disposition;
-    if disposition == Disposition::Orphan && entry.orphans >= MAX_ORPHANS {
-        let message = format!(
-            "{MAX_ORPHANS} callbacks wait for order {} already; replay this one after the order was placed",
-            order.order_no
-        );
-        return Ok(Outcome::Reject(Rejection::refused("too_many_orphans", message)));
-    }
     let downstream = post(order, callback, &verdict)?;
     let added = payments.add(entry.tenant, callback, verdict);
     if disposition == Disposition::Orphan {
-        entry.orphans += 1;
         entry.waiting.push(added);
+        entry.orphans += 1;
+        // Rejected and yet added: a copy of one that waits is found by its insert only, and must not be called one too many.
+        if entry.orphans > MAX_ORPHANS {
+            return Ok(one_too_many(callback));
+        }
     }
     Ok(match disposition {
         Disposition::NoEffect(reason) => Outcome::Skipped(Skip::Because(reason)),
         _ => Outcome::Applied(downstream),
     })
+}
+
+fn one_too_many(callback: &Callback) -> Outcome {
+    let message = format!(
+        "{MAX_ORPHANS} callbacks wait for order {} already; replay this one after the order was placed",
+        callback.order_no
+    );
+    Outcome::Reject(Rejection::refused("too_many_orphans", message))
 }
 
 /// P-2: the same news under the same or another notification id changes nothing; other news under a known id is an error.

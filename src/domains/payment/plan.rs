@@ -97,6 +97,11 @@ impl<'a> Plan<'a> {
         self.entries.get_mut(&key).ok_or_else(not_locked)
     }
 
+    /// The orders as the events leave them.
+    pub(super) fn into_orders(self) -> Vec<Order> {
+        self.entries.into_values().map(|entry| entry.order).collect()
+    }
+
     /// Writes everything, at most one statement for each table, and returns the payments that could not be inserted.
     pub(super) async fn write(&self, tx: &Tx) -> Result<Vec<&Payment<'a>>, DbError> {
         let placed: Vec<_> = self.entries.values().filter(|e| e.is_placed_now).map(|e| (e.row, e.lines)).collect();

@@ -15,7 +15,7 @@ use crate::runtime::Received;
 /// The row of an order.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// What stands in it. A new row was inserted as the batch's first event about the order will leave it.
+    /// What stands in it.
     pub(super) order: Order,
     /// Whether this transaction inserted it: until then nothing was heard of the order.
     pub(super) is_new: bool,
@@ -35,10 +35,18 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// Locks the orders of these events, making their rows first where nothing was heard of them yet, and reads what is
-    /// needed of those that were there.
-    pub(super) async fn lock(tx: &Tx, events: &[Received<Event>]) -> Result<Self, DbError> {
-        let (new, old) = store::lock_orders(tx, first_forms(events)).await?;
+    /// As if nothing had ever been heard of the orders of these events.
+    pub(super) fn nothing(events: &[Received<Event>]) -> Self {
+        let mut seen = HashSet::with_capacity(events.len());
+        let keys = events.iter().map(key).filter(|key| seen.insert(*key));
+        let rows = keys.map(|key| Row { order: Order::awaited(key), is_new: true, orphans: 0 }).collect();
+        Self { rows, orphans: Vec::new(), lines: HashMap::new() }
+    }
+
+    /// Locks the orders of these events and reads what is needed of them. Rows of orders of which nothing was heard yet are
+    /// inserted as given: as the batch will leave them, so that they need no second write.
+    pub(super) async fn lock(tx: &Tx, events: &[Received<Event>], as_new: Vec<Order>) -> Result<Self, DbError> {
+        let (new, old) = store::lock_orders(tx, as_new).await?;
         let old: Vec<Key<'_>> = old.iter().map(Order::key).collect();
         let placed = placed(events);
         let to_place: Vec<Key<'_>> = old.iter().copied().filter(|key| placed.contains(key)).collect();
@@ -59,18 +67,4 @@ pub(super) fn key(received: &Received<Event>) -> Key<'_> {
 
 fn placed(events: &[Received<Event>]) -> HashSet<Key<'_>> {
     events.iter().filter(|received| matches!(*received.event, Event::Placed(_))).map(key).collect()
-}
-
-/// Each order once, as the first event about it leaves it where its row is new: that spares the usual order another write.
-fn first_forms(events: &[Received<Event>]) -> Vec<Order> {
-    let mut seen = HashSet::with_capacity(events.len());
-    events.iter().filter(|received| seen.insert(key(received))).map(first_form).collect()
-}
-
-fn first_form(received: &Received<Event>) -> Order {
-    let mut order = Order::awaited(key(received));
-    if let Event::Placed(placed) = &*received.event {
-        order.place(&placed.terms);
-    }
-    order
 }
