@@ -46,7 +46,7 @@ impl<'a> Users<'a> {
             .ok_or_else(|| DbError::shape("org_user: an event that was not written"))?;
         let known = stored.is_some();
         let is_newer = stored.as_ref().is_none_or(|(_, newest)| stamp > newest);
-        let before = stored.take().map_or_else(|| (Before::unknown(), stamp.clone()), |stored| stored);
+        let before = stored.take().unwrap_or_else(|| (Before::unknown(), stamp.clone()));
         let repeats = before.0.repeats(stamp.version, values);
         if !is_newer {
             *stored = Some(before);

@@ -8,6 +8,7 @@ use super::super::work::Work;
 use crate::db::{DbError, Tx};
 
 // One statement for all users of a batch: locks and reads the old rows in key order, writes the new ones whose stamp is greater.
+// LATERAL, because a join that was planned while the table was small may read all of it when it has grown.
 // FOR UPDATE waits for memberships that are being added: they hold the row FOR KEY SHARE. An old row must have been seen: one
 // that another transaction inserted after our snapshot is left alone, and the statement is run again for it.
 const WRITE: &str = "
@@ -19,9 +20,12 @@ const WRITE: &str = "
     ), old AS (
         SELECT u.tenant, u.directory, u.id, u.version, u.event_time, u.event_key, u.state, u.name, u.email, u.title,
                u.employee_number, u.suspended
-        FROM incoming i JOIN onceflow.org_user u USING (tenant, directory, id)
-        ORDER BY u.tenant, u.directory, u.id
-        FOR UPDATE OF u
+        FROM (SELECT tenant, directory, id FROM incoming ORDER BY tenant, directory, id) AS i
+        CROSS JOIN LATERAL (
+            SELECT * FROM onceflow.org_user AS w
+            WHERE w.tenant = i.tenant AND w.directory = i.directory AND w.id = i.id
+            FOR UPDATE
+        ) AS u
     ), written AS (
         INSERT INTO onceflow.org_user AS u
             (tenant, directory, id, version, event_time, event_key, state, name, email, title, employee_number,
