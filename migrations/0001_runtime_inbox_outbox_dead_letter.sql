@@ -50,7 +50,7 @@ create table onceflow.outbox (
     partition      smallint    not null generated always as
                        ((hashtext(tenant || '/' || coalesce(partitionkey, aggregateid)) & 2147483647) % 8) stored,
     created_at     timestamptz not null default clock_timestamp(),
-    -- The process that wrote the row and may hand it to its own relay in memory; 0 for everybody else.
+    -- The process that wrote the row and hands it to its own relay in memory; 0 for everybody else, and once it was parked.
     writer         bigint      not null default 0,
     attempts       integer     not null default 0,
     -- Set when the broker could not route or accept the row: it stays until someone retries or discards it.

@@ -17,6 +17,11 @@ use super::row::Pending;
 const MOST_ROWS: usize = 8_192;
 /// Most bytes of them.
 const MOST_BYTES: usize = 16 * 1024 * 1024;
+/// With so many rows, or bytes, waiting for the relay, whoever would add more waits a little.
+const ENOUGH_ROWS: usize = 1_000;
+const ENOUGH_BYTES: usize = MOST_BYTES / 4;
+/// At most so long: a broker that takes nothing holds up no transaction, its rows stay in the table.
+const WAIT_FOR_ROOM: Duration = Duration::from_millis(200);
 /// How long the relay looks at the table too, after a COMMIT whose answer was lost: its rows may still appear.
 const DOUBT: Duration = Duration::from_secs(60);
 
@@ -29,6 +34,8 @@ pub struct Handover {
     decided: Arc<Notify>,
     /// Rung when the table has rows that nobody handed over.
     table: Arc<Notify>,
+    /// Rung when the relay has taken rows, or wants none.
+    room: Arc<Notify>,
     state: Arc<Mutex<State>>,
 }
 
@@ -67,7 +74,8 @@ pub(super) struct Handed {
 impl Default for Handover {
     fn default() -> Self {
         let writer = rand::random_range(1..i64::MAX);
-        Self { writer, decided: Arc::default(), table: Arc::default(), state: Arc::default() }
+        let (decided, table, room) = Default::default();
+        Self { writer, decided, table, room, state: Arc::default() }
     }
 }
 
@@ -88,6 +96,22 @@ impl Handover {
             () = self.decided.notified() => {}
             () = self.table.notified() => self.state().look = true,
         }
+    }
+
+    /// To be awaited before a transaction that will write rows: a relay that is behind gets time to catch up, since rows that
+    /// don't fit in memory have to be read from the table again.
+    pub async fn room(&self) {
+        let room = async {
+            loop {
+                let taken = self.room.notified();
+                if !self.state().is_crowded() {
+                    return;
+                }
+                taken.await;
+            }
+        };
+        // In the end the rows are written whether there is room or not.
+        let _late = tokio::time::timeout(WAIT_FOR_ROOM, room).await;
     }
 
     /// Reserves a place in the order of commits. To be called with the transaction's locks held, before COMMIT is sent.
@@ -111,9 +135,15 @@ impl Handover {
         self.state().open = true;
     }
 
+    /// Whether rows are still kept: they aren't once there were too many.
+    pub(super) fn is_open(&self) -> bool {
+        self.state().open
+    }
+
     /// From now on rows are only in the table.
     pub(super) fn shut(&self) {
         self.state().shut();
+        self.room.notify_waiters();
     }
 
     /// What was decided since the last time, at least one ticket's rows and then up to about `most`.
@@ -121,11 +151,14 @@ impl Handover {
         let mut state = self.state();
         let mut rows = Vec::new();
         while rows.len() < most && matches!(state.slots.front(), Some(Slot::Decided(_))) {
-            if let Some(Slot::Decided(decided)) = state.slots.pop_front() {
-                rows.extend(decided);
+            match state.slots.pop_front() {
+                Some(Slot::Decided(decided)) if rows.is_empty() => rows = decided,
+                Some(Slot::Decided(decided)) => rows.extend(decided),
+                Some(Slot::Undecided) | None => {}
             }
             state.first += 1;
         }
+        self.room.notify_waiters();
         state.rows -= rows.len();
         state.bytes -= rows.iter().map(Pending::weight).sum::<usize>();
         let doubt = state.doubt_until.is_some_and(|until| Instant::now() < until);
@@ -158,6 +191,10 @@ impl Handover {
 }
 
 impl State {
+    fn is_crowded(&self) -> bool {
+        self.open && (self.rows >= ENOUGH_ROWS || self.bytes >= ENOUGH_BYTES)
+    }
+
     fn shut(&mut self) {
         self.open = false;
         (self.rows, self.bytes) = (0, 0);
@@ -203,6 +240,8 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::poll_immediate;
+
     use super::*;
     use crate::outbox::row::tests::pending;
 
@@ -266,6 +305,30 @@ mod tests {
         handover.open();
         handover.ticket().committed(vec![pending("a", 1_000_001)], false);
         assert_eq!(seqs(&handover.take(usize::MAX)), [1_000_001]);
+    }
+
+    #[tokio::test]
+    async fn who_writes_more_waits_for_a_relay_that_is_behind_i8() {
+        let handover = open();
+        for seq in 0..ENOUGH_ROWS as i64 {
+            handover.ticket().committed(vec![pending("a", seq)], false);
+        }
+        let mut room = std::pin::pin!(handover.room());
+        assert!(poll_immediate(room.as_mut()).await.is_none());
+        handover.take(1);
+        room.await;
+        handover.ticket().committed(vec![pending("a", 1_000_000)], false);
+        let mut room = std::pin::pin!(handover.room());
+        assert!(poll_immediate(room.as_mut()).await.is_none());
+        handover.shut();
+        assert!(poll_immediate(room.as_mut()).await.is_some(), "rows that only go to the table need no room here");
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_takes_nothing_holds_nobody_up_for_long() {
+        let handover = open();
+        handover.ticket().committed((0..ENOUGH_ROWS as i64).map(|seq| pending("a", seq)).collect(), false);
+        assert!(tokio::time::timeout(20 * WAIT_FOR_ROOM, handover.room()).await.is_ok());
     }
 
     #[test]

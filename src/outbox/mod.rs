@@ -22,6 +22,7 @@ mod publishing;
 mod relay;
 mod row;
 mod store;
+mod supply;
 mod sweep;
 
 pub use handover::Handover;

@@ -6,13 +6,13 @@ use super::row::Pending;
 use crate::broker::Outgoing;
 use crate::message::{Headers, Message, Route};
 
-/// A row with a route of its own is published exactly as it is stored; any other becomes a CloudEvent in the binary form.
-pub(super) fn outgoing(row: &Pending, egress: &str) -> Outgoing {
-    match (&row.exchange, &row.routing_key) {
-        (Some(exchange), Some(routing_key)) => Outgoing {
-            route: Route { exchange: exchange.clone(), routing_key: routing_key.clone() },
-            message: stored(row),
-        },
+/// A row with a route of its own is published exactly as it is stored; any other becomes a CloudEvent in the binary form. Its
+/// headers go into the message.
+pub(super) fn outgoing(row: &mut Pending, egress: &str) -> Outgoing {
+    match (row.exchange.take(), row.routing_key.take()) {
+        (Some(exchange), Some(routing_key)) => {
+            Outgoing { route: Route { exchange, routing_key }, message: stored(row) }
+        }
         _ => Outgoing {
             route: Route { exchange: egress.to_owned(), routing_key: row.event_type.clone() },
             message: cloud_event(row),
@@ -20,24 +20,24 @@ pub(super) fn outgoing(row: &Pending, egress: &str) -> Outgoing {
     }
 }
 
-fn stored(row: &Pending) -> Message {
+fn stored(row: &mut Pending) -> Message {
     let mut message = Message { body: row.body.clone(), ..Message::default() };
-    overlay(&mut message, &row.headers);
+    overlay(&mut message, row.headers.take());
     message
 }
 
-fn cloud_event(row: &Pending) -> Message {
+fn cloud_event(row: &mut Pending) -> Message {
     let mut headers = Headers::new();
-    let mut set = |name: &str, value: String| headers.insert(format!("cloudEvents:{name}"), Value::from(value));
-    set("specversion", "1.0".to_owned());
-    set("id", row.id.to_string());
-    set("source", "onceflow/outbox".to_owned());
-    set("type", row.event_type.clone());
-    set("subject", format!("{}/{}", row.aggregate_type, row.aggregate_id));
-    set("time", row.created_at.to_string());
-    set("tenant", row.tenant.clone());
+    let mut set = |name: &str, value: String| headers.insert(name.to_owned(), Value::from(value));
+    set("cloudEvents:specversion", "1.0".to_owned());
+    set("cloudEvents:id", row.id.to_string());
+    set("cloudEvents:source", "onceflow/outbox".to_owned());
+    set("cloudEvents:type", row.event_type.clone());
+    set("cloudEvents:subject", [&row.aggregate_type, "/", &row.aggregate_id].concat());
+    set("cloudEvents:time", row.created_at.to_string());
+    set("cloudEvents:tenant", row.tenant.clone());
     let tenant_prefix = row.tenant.len() + 1;
-    set("partitionkey", row.key.get(tenant_prefix..).unwrap_or_default().to_owned());
+    set("cloudEvents:partitionkey", row.key.get(tenant_prefix..).unwrap_or_default().to_owned());
     let mut message = Message {
         message_id: Some(row.id.to_string()),
         message_type: Some(row.event_type.clone()),
@@ -47,7 +47,7 @@ fn cloud_event(row: &Pending) -> Message {
         body: row.body.clone(),
         ..Message::default()
     };
-    overlay(&mut message, &row.headers);
+    overlay(&mut message, row.headers.take());
     if message.correlation_id.is_none() {
         let correlation = message.headers.get("cloudEvents:correlationid").and_then(Value::as_str);
         message.correlation_id = correlation.filter(|id| id.len() <= 255).map(str::to_owned);
@@ -56,22 +56,25 @@ fn cloud_event(row: &Pending) -> Message {
 }
 
 /// Keys `amqp:…` are properties, all others headers.
-fn overlay(message: &mut Message, stored: &Value) {
-    let Some(stored) = stored.as_object() else { return };
+fn overlay(message: &mut Message, stored: Value) {
+    let Value::Object(stored) = stored else { return };
     for (key, value) in stored {
-        let text = || value.as_str().map(str::to_owned);
         match key.as_str() {
-            "amqp:message_id" => message.message_id = text(),
-            "amqp:type" => message.message_type = text(),
-            "amqp:content_type" => message.content_type = text(),
-            "amqp:content_encoding" => message.content_encoding = text(),
-            "amqp:correlation_id" => message.correlation_id = text(),
+            "amqp:message_id" => message.message_id = text(value),
+            "amqp:type" => message.message_type = text(value),
+            "amqp:content_type" => message.content_type = text(value),
+            "amqp:content_encoding" => message.content_encoding = text(value),
+            "amqp:correlation_id" => message.correlation_id = text(value),
             "amqp:timestamp" => message.timestamp = value.as_u64(),
             _ => {
-                message.headers.insert(key.clone(), value.clone());
+                message.headers.insert(key, value);
             }
         }
     }
+}
+
+fn text(value: Value) -> Option<String> {
+    if let Value::String(text) = value { Some(text) } else { None }
 }
 
 #[cfg(test)]
@@ -81,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_downstream_event_is_a_binary_cloud_event() {
-        let outgoing = outgoing(&pending("a", 7), "onceflow.out");
+        let outgoing = outgoing(&mut pending("a", 7), "onceflow.out");
         assert_eq!(outgoing.route.routing_key, "org.user.changed.v1");
         let header = |name: &str| outgoing.message.headers[&format!("cloudEvents:{name}")].as_str().unwrap().to_owned();
         assert_eq!([header("source"), header("subject"), header("partitionkey")], ["onceflow/org", "user/a", "a"]);
@@ -95,7 +98,7 @@ mod tests {
         replay.exchange = Some(String::new());
         replay.routing_key = Some("onceflow.org".to_owned());
         replay.headers = serde_json::json!({"amqp:message_id": "m1", "k": 1});
-        let outgoing = outgoing(&replay, "onceflow.out");
+        let outgoing = outgoing(&mut replay, "onceflow.out");
         assert_eq!((outgoing.route.exchange.as_str(), outgoing.route.routing_key.as_str()), ("", "onceflow.org"));
         assert_eq!(outgoing.message.message_id.as_deref(), Some("m1"));
         assert_eq!(outgoing.message.headers.keys().collect::<Vec<_>>(), ["k"]);

@@ -1,6 +1,6 @@
-//! The relay: takes rows from memory or from the table, publishes them, has them removed. See the module's protocol.
+//! The relay: publishes the rows that its supply brings and has them removed. See the module's protocol.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,13 +9,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::PARTITIONS;
 use super::handover::Handover;
 use super::lease::{Grant, Leases, committed};
-use super::lineup::Lineup;
 use super::publishing::outgoing;
 use super::row::Pending;
-use super::store::{self, Look};
+use super::store;
+use super::supply::Supply;
 use super::sweep::{Confirmed, Sweep};
 use crate::broker::{BrokerError, Fate, Outgoing, Publisher};
 use crate::clock;
@@ -29,23 +28,6 @@ use crate::telemetry;
 const WAVE_ROWS: usize = 500;
 /// Most bytes in flight, one row aside.
 const WAVE_BYTES: usize = 4 * 1024 * 1024;
-/// Most rows at hand; those that are handed over wait while there are more.
-const LINEUP_ROWS: usize = 8_192;
-/// Rows per partition of one look at the table.
-const LOOK_ROWS: usize = 128;
-/// With so many keys at hand the table isn't looked at for more.
-const ENOUGH_KEYS: usize = 256;
-/// A key with so many rows at hand is set aside: its further rows stay in the table, so that they hide nobody else's.
-const CROWD: usize = LOOK_ROWS;
-/// With so few rows left at hand more of its rows are fetched.
-const CROWD_IS_GONE: usize = LOOK_ROWS / 4;
-/// How soon the table is looked at again after rows were found there, and at the latest.
-const LOOK_SOON: Duration = Duration::from_millis(5);
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long the rows of a key wait after the broker refused one of them.
-const REFUSED_PAUSE: Duration = Duration::from_secs(1);
-/// Most keys that may wait at once; past it the relay waits as a whole.
-const MAX_BLOCKED_KEYS: usize = 10_000;
 
 /// What to do with a downstream event that no queue is bound for.
 #[derive(Debug, Clone, Default)]
@@ -70,19 +52,11 @@ pub struct Relay {
     settings: RelaySettings,
     pool: Pool,
     publisher: Publisher,
-    handover: Handover,
     health: Arc<Health>,
     grants: watch::Receiver<Grant>,
     obeyed: watch::Sender<u64>,
-    grant: Grant,
+    supply: Supply,
     sweep: Sweep,
-    lineup: Lineup,
-    source: Source,
-    look: LookTimer,
-    /// Keys of which a row was refused, until they are tried again: their rows are only in the table.
-    blocked: HashMap<Arc<str>, Instant>,
-    /// Hot keys with their partition: rows beyond those at hand are only in the table.
-    aside: HashMap<Arc<str>, i16>,
     /// After the broker closed the channel over a message: rows go one by one, so that the culprit is known.
     cautious: bool,
     leases: Option<Leases>,
@@ -90,24 +64,8 @@ pub struct Relay {
 
 impl std::fmt::Debug for Relay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Relay").field("grant", &self.grant).finish_non_exhaustive()
+        f.debug_struct("Relay").field("grant", self.supply.grant()).finish_non_exhaustive()
     }
-}
-
-/// Where the next rows come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    /// Only the table has everything.
-    Table,
-    /// Everything else that is in the table is at hand: rows come from memory, and the table is looked at now and then.
-    Memory,
-}
-
-/// When the table is looked at while rows come from memory.
-#[derive(Debug)]
-struct LookTimer {
-    at: Instant,
-    pause: Duration,
 }
 
 /// What a round came to.
@@ -152,21 +110,16 @@ impl Relay {
         let leases = Leases::new(settings.holder.clone(), pool.clone(), health.clone(), obeyed.subscribe());
         let grants = leases.grants();
         let grant = grants.borrow().clone();
+        let sweep = Sweep::default();
         Self {
             settings,
+            supply: Supply::new(pool.clone(), handover, sweep.clone(), grant),
             pool,
             publisher,
-            handover,
             health,
             grants,
             obeyed,
-            grant,
-            sweep: Sweep::default(),
-            lineup: Lineup::default(),
-            source: Source::Table,
-            look: LookTimer::now(),
-            blocked: HashMap::new(),
-            aside: HashMap::new(),
+            sweep,
             cautious: false,
             leases: Some(leases),
         }
@@ -204,7 +157,7 @@ impl Relay {
                 }
                 Err(interrupted) => {
                     self.report(&interrupted);
-                    self.back_to_the_table();
+                    self.supply.start_over();
                     Some(pacing.next_wait())
                 }
             };
@@ -217,9 +170,8 @@ impl Relay {
             return tokio::time::sleep(pause).await;
         }
         tokio::select! {
-            () = self.handover.something() => {}
+            () = self.supply.more() => {}
             _ = self.grants.changed() => {}
-            () = tokio::time::sleep_until(self.look.at.into()) => {}
         }
     }
 
@@ -227,21 +179,8 @@ impl Relay {
     async fn round(&mut self, stop: &CancellationToken) -> Result<Round, Interrupted> {
         // Before the lease is looked at: a wait for the broker must not outlast our trust in it.
         self.publisher.ready(stop).await.map_err(Interrupted::Broker)?;
-        if !self.obey().await {
-            return Ok(Round::NotGranted);
-        }
-        let now = Instant::now();
-        self.blocked.retain(|_, until| *until > now);
-        if self.blocked.len() >= MAX_BLOCKED_KEYS {
-            self.look.later();
-            return Ok(Round::NothingToDo);
-        }
-        match self.source {
-            Source::Memory => self.fill_from_memory().await?,
-            Source::Table => self.fill_from_table().await?,
-        }
-        self.fetch_more_of_hot_keys().await?;
-        let wave = self.lineup.wave(WAVE_ROWS, WAVE_BYTES);
+        let Some(next) = self.next_wave(stop).await else { return Ok(Round::NothingToDo) };
+        let Some(wave) = next? else { return Ok(Round::NotGranted) };
         if wave.is_empty() {
             return Ok(Round::NothingToDo);
         }
@@ -249,132 +188,37 @@ impl Relay {
         Ok(Round::Published)
     }
 
+    /// The rows to publish next: nothing when `stop` came first, however long the database is away, and no wave when nothing is
+    /// ours to publish.
+    async fn next_wave(&mut self, stop: &CancellationToken) -> Option<Result<Option<Vec<Pending>>, DbError>> {
+        let next = async {
+            if !self.obey().await {
+                return Ok(None);
+            }
+            self.supply.next_wave(WAVE_ROWS, WAVE_BYTES).await.map(Some)
+        };
+        stop.run_until_cancelled(next).await
+    }
+
     /// Adopts the partitions that are ours now. Returns whether anything may be published.
     async fn obey(&mut self) -> bool {
         let grant = self.grants.borrow_and_update().clone();
-        let changed = grant.number != self.grant.number;
-        self.grant = grant;
-        if changed {
-            self.back_to_the_table();
-            self.handover.set_held(self.grant.partitions());
+        let number = grant.number;
+        if self.supply.adopt(grant) {
             // Whoever gets a partition from us shall not find what we have published.
             self.sweep.emptied().await;
-            self.obeyed.send_replace(self.grant.number);
+            self.obeyed.send_replace(number);
         }
-        if !self.grant.is_trusted() {
-            self.look.later();
+        if !self.supply.grant().is_trusted() {
+            self.supply.look_later();
             return false;
         }
         true
     }
 
-    /// Forgets the rows at hand: all of them are in the table.
-    fn back_to_the_table(&mut self) {
-        self.handover.shut();
-        self.lineup.clear();
-        self.aside.clear();
-        self.source = Source::Table;
-        self.look = LookTimer::now();
-    }
-
-    async fn fill_from_table(&mut self) -> Result<(), DbError> {
-        if self.lineup.keys() >= ENOUGH_KEYS {
-            return Ok(());
-        }
-        // What is committed from now on is handed over; what was committed before is in what we read.
-        self.handover.open();
-        let everything = self.look_at_table().await?;
-        if everything && self.blocked.is_empty() {
-            self.source = Source::Memory;
-        } else {
-            self.handover.shut();
-        }
-        Ok(())
-    }
-
-    async fn fill_from_memory(&mut self) -> Result<(), DbError> {
-        let room = LINEUP_ROWS.saturating_sub(self.lineup.len());
-        if room == 0 {
-            return Ok(());
-        }
-        self.sweep.room().await;
-        let handed = self.handover.take(room);
-        if !handed.complete {
-            self.back_to_the_table();
-            return self.fill_from_table().await;
-        }
-        self.take_handed(handed.rows);
-        if (handed.look || self.look.is_due()) && !self.look_at_table().await? {
-            self.back_to_the_table();
-        }
-        Ok(())
-    }
-
-    fn take_handed(&mut self, rows: Vec<Pending>) {
-        for row in rows {
-            if self.grant.holds(row.partition) && !self.sweep.published(row.seq) {
-                self.line_up(row);
-            }
-        }
-    }
-
-    fn line_up(&mut self, row: Pending) {
-        if self.aside.contains_key(&row.key) {
-            return;
-        }
-        let (key, partition) = (row.key.clone(), row.partition);
-        if self.lineup.add(row) >= CROWD {
-            self.aside.insert(key, partition);
-        }
-    }
-
-    /// Brings what is not at hand yet. Returns whether that was everything, keys aside aside.
-    async fn look_at_table(&mut self) -> Result<bool, DbError> {
-        let places: Vec<_> = self.grant.partitions().into_iter().map(|partition| (partition, None)).collect();
-        let without: Vec<Arc<str>> = self.blocked.keys().chain(self.aside.keys()).cloned().collect();
-        let rows = self.read(&places, &without).await?;
-        self.look.found(rows.len());
-        let mut of_partition = [0; PARTITIONS as usize];
-        for row in rows {
-            if let Some(count) = usize::try_from(row.partition).ok().and_then(|p| of_partition.get_mut(p)) {
-                *count += 1;
-            }
-            self.line_up(row);
-        }
-        Ok(of_partition.iter().all(|count| *count < LOOK_ROWS))
-    }
-
-    async fn fetch_more_of_hot_keys(&mut self) -> Result<(), DbError> {
-        let few = |(key, _): &(&Arc<str>, &i16)| self.lineup.waiting(key) < CROWD_IS_GONE;
-        let places: Vec<_> =
-            self.aside.iter().filter(few).map(|(key, partition)| (*partition, Some(key.clone()))).collect();
-        for place in places {
-            let rows = self.read(std::slice::from_ref(&place), &[]).await?;
-            if let Some(key) = place.1.filter(|_| rows.len() < LOOK_ROWS) {
-                // What is committed after this look is handed over again.
-                self.aside.remove(&key);
-            }
-            for row in rows {
-                self.lineup.add(row);
-            }
-        }
-        Ok(())
-    }
-
-    async fn read(&self, places: &[(i16, Option<Arc<str>>)], without: &[Arc<str>]) -> Result<Vec<Pending>, DbError> {
-        self.sweep.room().await;
-        let known: Vec<i64> = self.lineup.seqs().chain(self.sweep.known()).collect();
-        let without_keys: Vec<&str> = without.iter().map(|key| &**key).collect();
-        let tx = self.pool.begin().await?;
-        let look = Look { places, limit: LOOK_ROWS, without_keys: &without_keys, known: &known };
-        let rows = store::ready(&tx, look).await?;
-        committed(tx).await?;
-        Ok(rows)
-    }
-
-    async fn wave(&mut self, rows: Vec<Pending>, stop: &CancellationToken) -> Result<(), Interrupted> {
+    async fn wave(&mut self, mut rows: Vec<Pending>, stop: &CancellationToken) -> Result<(), Interrupted> {
         let size = if self.cautious { 1 } else { rows.len() };
-        for chunk in rows.chunks(size) {
+        for chunk in rows.chunks_mut(size) {
             self.publish(chunk, stop).await?;
         }
         // The whole wave went through one by one: the culprit is parked.
@@ -382,11 +226,11 @@ impl Relay {
         Ok(())
     }
 
-    async fn publish(&mut self, rows: &[Pending], stop: &CancellationToken) -> Result<(), Interrupted> {
+    async fn publish(&mut self, rows: &mut [Pending], stop: &CancellationToken) -> Result<(), Interrupted> {
         if !self.grants.borrow().is_trusted() {
             return Err(Interrupted::LeaseRanOut);
         }
-        let batch: Vec<Outgoing> = rows.iter().map(|row| outgoing(row, &self.settings.egress)).collect();
+        let batch: Vec<Outgoing> = rows.iter_mut().map(|row| outgoing(row, &self.settings.egress)).collect();
         let started = Instant::now();
         let sorted = match self.publisher.publish(&batch, stop).await {
             Ok(fates) => {
@@ -406,20 +250,19 @@ impl Relay {
         telemetry::outbox_published("nacked", sorted.refused.len() as u64);
         self.sweep.add(sorted.remove);
         self.park(&sorted.park).await?;
-        self.block(sorted.refused);
+        self.supply.block(sorted.refused);
         Ok(())
     }
 
     fn sort(&self, rows: &[Pending], fates: Vec<Fate>) -> Sorted {
         let now = clock::now();
         let mut sorted = Sorted::default();
+        let mut lags = Vec::with_capacity(rows.len());
         let confirmed = |row: &Pending| Confirmed { tenant: row.tenant.clone(), id: row.id, seq: row.seq };
         for (row, fate) in rows.iter().zip(fates) {
             match fate {
                 Fate::Confirmed => {
-                    if let Ok(lag) = Duration::try_from(now.duration_since(row.created_at)) {
-                        telemetry::outbox_lag(lag);
-                    }
+                    lags.extend(Duration::try_from(now.duration_since(row.created_at)).ok());
                     sorted.remove.push(confirmed(row));
                 }
                 Fate::Returned(_) if self.settings.unroutable.discard.contains(&row.event_type) => {
@@ -432,6 +275,7 @@ impl Relay {
                 Fate::Nacked => sorted.refused.push(row.key.clone()),
             }
         }
+        telemetry::outbox_lags(lags.into_iter());
         sorted
     }
 
@@ -442,16 +286,6 @@ impl Relay {
         let tx = self.pool.begin().await?;
         store::park(&tx, rows).await?;
         committed(tx).await
-    }
-
-    /// The rows of these keys wait in the table.
-    fn block(&mut self, keys: Vec<Arc<str>>) {
-        if keys.is_empty() {
-            return;
-        }
-        let until = Instant::now() + REFUSED_PAUSE;
-        self.blocked.extend(keys.into_iter().map(|key| (key, until)));
-        self.back_to_the_table();
     }
 
     fn report(&self, interrupted: &Interrupted) {
@@ -466,26 +300,6 @@ impl Relay {
     }
 }
 
-impl LookTimer {
-    fn now() -> Self {
-        Self { at: Instant::now(), pause: LOOK_SOON }
-    }
-
-    fn is_due(&self) -> bool {
-        Instant::now() >= self.at
-    }
-
-    /// More may come where some came; otherwise ever more rarely.
-    fn found(&mut self, rows: usize) {
-        self.pause = if rows > 0 { LOOK_SOON } else { (self.pause * 2).min(LOOK_EVERY) };
-        self.at = Instant::now() + self.pause;
-    }
-
-    fn later(&mut self) {
-        self.at = Instant::now() + LOOK_EVERY;
-    }
-}
-
 /// Only this row was in flight when the broker closed the channel over it.
 fn blamed(row: &Pending, error: &BrokerError) -> Sorted {
     warn!(%error, event.r#type = row.event_type, "the broker refuses a row for good: parked ({error})");
@@ -495,5 +309,57 @@ fn blamed(row: &Pending, error: &BrokerError) -> Sorted {
 fn ended(what: &str, ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         warn!(%error, "{what} ended abnormally: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::future::poll_immediate;
+
+    use super::*;
+    use crate::broker::{self, Link, Purpose, Topology};
+    use crate::db;
+
+    /// Where nobody listens.
+    fn relay() -> Relay {
+        let health = Arc::new(Health::default());
+        let broker = broker::Settings {
+            url: "amqp://127.0.0.1:1/%2f".into(),
+            allow_plaintext: false,
+            heartbeat: Duration::from_secs(10),
+            name: "test".to_owned(),
+        };
+        let database = db::Settings {
+            url: "postgres://nobody@127.0.0.1:1/none".into(),
+            max_connections: 1,
+            statement_timeout: Duration::from_secs(5),
+            allow_plaintext: false,
+            application_name: "test".to_owned(),
+        };
+        let settings = RelaySettings {
+            egress: "test.out".to_owned(),
+            unroutable: Unroutable::default(),
+            holder: "test".to_owned(),
+        };
+        let publisher =
+            Publisher::new(Arc::new(Link::new(broker, Purpose::Publish, health.clone())), Topology::default());
+        Relay::new(settings, db::Pool::new(&database).unwrap(), publisher, Handover::default(), health)
+    }
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_for_confirmed_rows_to_leave_a_database_that_is_away_i10() {
+        let mut relay = relay();
+        relay.leases.as_ref().unwrap().grant_for_test();
+        relay.sweep.add(vec![Confirmed { tenant: "t".to_owned(), id: Uuid::nil(), seq: 1 }]);
+        let stop = CancellationToken::new();
+        let mut next = pin!(relay.next_wave(&stop));
+        assert!(
+            poll_immediate(next.as_mut()).await.is_none(),
+            "other partitions wait until the confirmed rows are gone"
+        );
+        stop.cancel();
+        assert!(next.await.is_none());
     }
 }

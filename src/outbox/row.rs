@@ -26,12 +26,12 @@ impl OutboxRow {
     /// What `consumer` publishes because of `cause`: tenant and trace are inherited.
     pub fn caused_by(cause: &Envelope, consumer: &str, event: &Downstream) -> Self {
         let mut headers = Map::new();
-        let mut set = |name: &str, value: &str| headers.insert(format!("cloudEvents:{name}"), Value::from(value));
-        set("source", &format!("onceflow/{consumer}"));
-        set("causationid", &cause.id);
-        set("correlationid", cause.trace.correlation_id.as_deref().unwrap_or(&cause.id));
+        let mut set = |name: &str, value: &str| headers.insert(name.to_owned(), Value::from(value));
+        set("cloudEvents:source", &["onceflow/", consumer].concat());
+        set("cloudEvents:causationid", &cause.id);
+        set("cloudEvents:correlationid", cause.trace.correlation_id.as_deref().unwrap_or(&cause.id));
         if let Some(traceparent) = &cause.trace.traceparent {
-            set("traceparent", traceparent);
+            set("cloudEvents:traceparent", traceparent);
         }
         Self {
             id: Uuid::now_v7(),

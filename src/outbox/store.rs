@@ -47,9 +47,22 @@ const READY: &str = "
           AND (p.key IS NULL OR w.tenant || '/' || coalesce(w.partitionkey, w.aggregateid) = p.key)
           AND NOT (w.tenant || '/' || coalesce(w.partitionkey, w.aggregateid) = ANY($3))
           AND w.seq NOT IN (SELECT k FROM unnest($4::bigint[]) AS k)
+          AND w.seq <= coalesce($6::bigint, 9223372036854775807)
         ORDER BY w.seq LIMIT $2
     ) o
     ORDER BY o.partition, o.seq";
+
+/// Whether somebody other than the writer `$2` has rows to publish in the partitions.
+const OTHERS_HAVE_ROWS: &str = "
+    SELECT EXISTS (
+        SELECT FROM unnest($1::smallint[]) AS p (partition)
+        WHERE EXISTS (SELECT FROM onceflow.outbox o
+                      WHERE o.partition = p.partition AND o.writer < $2 AND o.parked_at IS NULL)
+           OR EXISTS (SELECT FROM onceflow.outbox o
+                      WHERE o.partition = p.partition AND o.writer > $2 AND o.parked_at IS NULL))";
+
+/// Not transactional: rows that others have not committed yet have their numbers too.
+const LAST_SEQ: &str = "SELECT last_value FROM onceflow.outbox_seq_seq";
 
 /// Deletes, counts and compares the epoch in one statement.
 const REMOVE: &str = "
@@ -74,9 +87,10 @@ const REMOVE: &str = "
     )
     SELECT count(*) FROM gone";
 
+/// A parked row is nobody's: whoever frees it hands it over to no relay.
 const PARK: &str = "
     UPDATE onceflow.outbox o
-    SET parked_at = clock_timestamp(), parked_reason = k.reason, attempts = o.attempts + 1
+    SET writer = 0, parked_at = clock_timestamp(), parked_reason = k.reason, attempts = o.attempts + 1
     FROM unnest($1::text[], $2::uuid[], $3::text[]) AS k (tenant, id, reason)
     WHERE o.tenant = k.tenant AND o.id = k.id AND o.parked_at IS NULL";
 
@@ -119,10 +133,15 @@ fn hand_over(ticket: Ticket, rows: Vec<OutboxRow>, answer: Option<&Row>) {
     ticket.committed(pending, answer.get(3));
 }
 
+/// A partition, and either one of its keys or all.
+pub(super) type Place = (i16, Option<Arc<str>>);
+
 /// What a look at the table is to bring.
 pub(super) struct Look<'a> {
-    /// Partitions, and of each of them either one key or all.
-    pub(super) places: &'a [(i16, Option<Arc<str>>)],
+    /// Where.
+    pub(super) places: &'a [Place],
+    /// Only rows with numbers up to this one.
+    pub(super) until: Option<i64>,
     /// Most rows of each place.
     pub(super) limit: usize,
     /// Keys to leave out.
@@ -136,7 +155,7 @@ pub(super) async fn ready(tx: &Tx, look: Look<'_>) -> Result<Vec<Pending>, DbErr
     let partitions: Vec<i16> = look.places.iter().map(|(partition, _)| *partition).collect();
     let keys: Vec<Option<&str>> = look.places.iter().map(|(_, key)| key.as_deref()).collect();
     let limit = i64::try_from(look.limit).unwrap_or(i64::MAX);
-    let params: [&(dyn ToSql + Sync); 5] = [&partitions, &limit, &look.without_keys, &look.known, &keys];
+    let params: [&(dyn ToSql + Sync); 6] = [&partitions, &limit, &look.without_keys, &look.known, &keys, &look.until];
     let rows = tx.query(READY, &params).await?;
     let pending = |row: Row| Pending {
         id: row.get(0),
@@ -155,6 +174,16 @@ pub(super) async fn ready(tx: &Tx, look: Look<'_>) -> Result<Vec<Pending>, DbErr
         seq: row.get(13),
     };
     Ok(rows.into_iter().map(pending).collect())
+}
+
+/// Whether others have rows to publish in some partitions.
+pub(super) async fn others_have_rows(tx: &Tx, partitions: &[i16], writer: i64) -> Result<bool, DbError> {
+    Ok(tx.query_one(OTHERS_HAVE_ROWS, &[&partitions, &writer]).await?.get(0))
+}
+
+/// The greatest number that any row has so far.
+pub(super) async fn last_seq(tx: &Tx) -> Result<i64, DbError> {
+    Ok(tx.query_one(LAST_SEQ, &[]).await?.get(0))
 }
 
 /// Removes confirmed rows of partitions that are still ours; returns how many.

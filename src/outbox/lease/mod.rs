@@ -142,6 +142,12 @@ impl Leases {
         });
     }
 
+    /// All partitions, as if the database had just given them.
+    #[cfg(test)]
+    pub(super) fn grant_for_test(&self) {
+        self.grant((0..PARTITIONS).map(|partition| (partition, 1)).collect(), Instant::now());
+    }
+
     async fn give_back(&mut self, surplus: &[i16]) -> Result<(), DbError> {
         let tx = self.pool.begin().await?;
         store::release(&tx, &self.holder, surplus).await?;

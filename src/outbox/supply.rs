@@ -1,0 +1,309 @@
+//! The rows at hand, and where the next ones come from: from memory as long as that has everything, else from the table.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::PARTITIONS;
+use super::handover::Handover;
+use super::lease::{Grant, committed};
+use super::lineup::Lineup;
+use super::row::Pending;
+use super::store::{self, Look, Place};
+use super::sweep::Sweep;
+use crate::db::{DbError, Pool};
+
+/// Most rows at hand; those that are handed over wait while there are more.
+const LINEUP_ROWS: usize = 2_048;
+/// Rows per partition of one look at the table.
+const LOOK_ROWS: usize = 128;
+/// With no more numbers to go, what is committed from then on is kept in memory.
+const NEAR: i64 = 4_096;
+/// With so many keys at hand the table isn't looked at for more.
+const ENOUGH_KEYS: usize = 256;
+/// A key with so many rows at hand is set aside: its further rows stay in the table, so that they hide nobody else's.
+const CROWD: usize = LOOK_ROWS;
+/// With so few rows left at hand more of its rows are fetched.
+const CROWD_IS_GONE: usize = LOOK_ROWS / 4;
+/// How soon the table is looked at again after rows were found there, and at the latest.
+const LOOK_SOON: Duration = Duration::from_millis(5);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long the rows of a key wait after the broker refused one of them.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// Most keys that may wait at once; past it the relay waits as a whole.
+const MAX_BLOCKED_KEYS: usize = 10_000;
+
+/// Brings the rows of the granted partitions, each key's in order.
+pub(super) struct Supply {
+    pool: Pool,
+    handover: Handover,
+    sweep: Sweep,
+    grant: Grant,
+    lineup: Lineup,
+    source: Source,
+    look: LookTimer,
+    /// Keys of which a row was refused, until they are tried again: their rows are only in the table.
+    blocked: HashMap<Arc<str>, Instant>,
+    /// Hot keys with their partition: rows beyond those at hand are only in the table.
+    aside: HashMap<Arc<str>, i16>,
+}
+
+/// Where the next rows come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Only the table has everything.
+    Table,
+    /// What was committed since a moment waits in memory; what was committed before is read from the table, and has numbers up
+    /// to this one.
+    Closing { until: i64 },
+    /// Everything else that is in the table is at hand: rows come from memory, and the table is looked at now and then.
+    Memory,
+}
+
+/// When the table is looked at while rows come from memory.
+#[derive(Debug)]
+struct LookTimer {
+    at: Instant,
+    pause: Duration,
+}
+
+impl Supply {
+    pub(super) fn new(pool: Pool, handover: Handover, sweep: Sweep, grant: Grant) -> Self {
+        Self {
+            pool,
+            handover,
+            sweep,
+            grant,
+            lineup: Lineup::default(),
+            source: Source::Table,
+            look: LookTimer::now(),
+            blocked: HashMap::new(),
+            aside: HashMap::new(),
+        }
+    }
+
+    pub(super) fn grant(&self) -> &Grant {
+        &self.grant
+    }
+
+    /// From now on this grant counts. Returns whether its partitions or epochs are others than before.
+    pub(super) fn adopt(&mut self, grant: Grant) -> bool {
+        let changed = grant.number != self.grant.number;
+        self.grant = grant;
+        if changed {
+            self.start_over();
+            self.handover.set_held(self.grant.partitions());
+        }
+        changed
+    }
+
+    /// Waits until there may be more.
+    pub(super) async fn more(&self) {
+        tokio::select! {
+            () = self.handover.something() => {}
+            () = tokio::time::sleep_until(self.look.at.into()) => {}
+        }
+    }
+
+    /// Nothing may be published for now.
+    pub(super) fn look_later(&mut self) {
+        self.look.later();
+    }
+
+    /// The next rows to publish, one of each key; none when there is nothing to do. Waits while too many confirmed rows wait to
+    /// be removed.
+    ///
+    /// # Errors
+    /// The table can't be read.
+    pub(super) async fn next_wave(&mut self, most_rows: usize, most_bytes: usize) -> Result<Vec<Pending>, DbError> {
+        let now = Instant::now();
+        self.blocked.retain(|_, until| *until > now);
+        if self.blocked.len() >= MAX_BLOCKED_KEYS {
+            self.look.later();
+            return Ok(Vec::new());
+        }
+        match self.source {
+            Source::Memory => self.fill_from_memory().await?,
+            Source::Table | Source::Closing { .. } => self.fill_from_table().await?,
+        }
+        self.fetch_more_of_hot_keys().await?;
+        Ok(self.lineup.wave(most_rows, most_bytes))
+    }
+
+    /// The rows of these keys wait in the table.
+    pub(super) fn block(&mut self, keys: Vec<Arc<str>>) {
+        if keys.is_empty() {
+            return;
+        }
+        let until = Instant::now() + REFUSED_PAUSE;
+        self.blocked.extend(keys.into_iter().map(|key| (key, until)));
+        self.start_over();
+    }
+
+    /// Forgets the rows at hand: all of them are in the table.
+    pub(super) fn start_over(&mut self) {
+        self.handover.shut();
+        self.lineup.clear();
+        self.aside.clear();
+        self.source = Source::Table;
+        self.look = LookTimer::now();
+    }
+
+    async fn fill_from_table(&mut self) -> Result<(), DbError> {
+        if self.lineup.keys() >= ENOUGH_KEYS {
+            return Ok(());
+        }
+        let until = match self.source {
+            Source::Closing { until } => until,
+            Source::Table | Source::Memory => {
+                let seen = self.look_at_table(None).await?;
+                if !self.blocked.is_empty() || !seen.is_near(self.last_seq().await?) {
+                    return Ok(());
+                }
+                // What is committed from now on is handed over; what was committed before has its numbers already.
+                self.handover.open();
+                self.last_seq().await?
+            }
+        };
+        self.source = Source::Closing { until };
+        let seen = self.look_at_table(Some(until)).await?;
+        if !self.handover.is_open() {
+            self.source = Source::Table;
+        } else if seen.everything {
+            self.source = Source::Memory;
+        }
+        Ok(())
+    }
+
+    async fn fill_from_memory(&mut self) -> Result<(), DbError> {
+        let room = LINEUP_ROWS.saturating_sub(self.lineup.len());
+        if room == 0 {
+            return Ok(());
+        }
+        self.sweep.room().await;
+        let handed = self.handover.take(room);
+        if !handed.complete {
+            self.start_over();
+            return self.fill_from_table().await;
+        }
+        self.take_handed(handed.rows);
+        let look = handed.look || self.look.is_due() && self.others_have_rows().await?;
+        if look && !self.look_at_table(None).await?.everything {
+            self.start_over();
+        }
+        Ok(())
+    }
+
+    async fn others_have_rows(&mut self) -> Result<bool, DbError> {
+        let tx = self.pool.begin().await?;
+        let others = store::others_have_rows(&tx, &self.grant.partitions(), self.handover.writer()).await?;
+        committed(tx).await?;
+        self.look.found(usize::from(others));
+        Ok(others)
+    }
+
+    async fn last_seq(&self) -> Result<i64, DbError> {
+        let tx = self.pool.begin().await?;
+        let last = store::last_seq(&tx).await?;
+        committed(tx).await?;
+        Ok(last)
+    }
+
+    fn take_handed(&mut self, rows: Vec<Pending>) {
+        for row in rows {
+            if self.grant.holds(row.partition) && !self.sweep.published(row.seq) {
+                self.line_up(row);
+            }
+        }
+    }
+
+    fn line_up(&mut self, row: Pending) {
+        if self.aside.contains_key(&row.key) {
+            return;
+        }
+        let (key, partition) = (row.key.clone(), row.partition);
+        if self.lineup.add(row) >= CROWD {
+            self.aside.insert(key, partition);
+        }
+    }
+
+    /// Brings what is not at hand yet, of the rows with numbers up to `until`.
+    async fn look_at_table(&mut self, until: Option<i64>) -> Result<Seen, DbError> {
+        let places: Vec<_> = self.grant.partitions().into_iter().map(|partition| (partition, None)).collect();
+        let without: Vec<Arc<str>> = self.blocked.keys().chain(self.aside.keys()).cloned().collect();
+        let rows = self.read(&places, until, &without).await?;
+        self.look.found(rows.len());
+        let lowest = rows.iter().map(|row| row.seq).min();
+        let mut of_partition = [0; PARTITIONS as usize];
+        for row in rows {
+            if let Some(count) = usize::try_from(row.partition).ok().and_then(|p| of_partition.get_mut(p)) {
+                *count += 1;
+            }
+            self.line_up(row);
+        }
+        Ok(Seen { everything: of_partition.iter().all(|count| *count < LOOK_ROWS), lowest })
+    }
+
+    async fn fetch_more_of_hot_keys(&mut self) -> Result<(), DbError> {
+        let few = |(key, _): &(&Arc<str>, &i16)| self.lineup.waiting(key) < CROWD_IS_GONE;
+        let places: Vec<_> =
+            self.aside.iter().filter(few).map(|(key, partition)| (*partition, Some(key.clone()))).collect();
+        for place in places {
+            let rows = self.read(std::slice::from_ref(&place), None, &[]).await?;
+            if let Some(key) = place.1.filter(|_| rows.len() < LOOK_ROWS) {
+                // What is committed after this look is handed over again.
+                self.aside.remove(&key);
+            }
+            for row in rows {
+                self.lineup.add(row);
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(&self, places: &[Place], until: Option<i64>, without: &[Arc<str>]) -> Result<Vec<Pending>, DbError> {
+        self.sweep.room().await;
+        let known: Vec<i64> = self.lineup.seqs().chain(self.sweep.known()).collect();
+        let without_keys: Vec<&str> = without.iter().map(|key| &**key).collect();
+        let tx = self.pool.begin().await?;
+        let look = Look { places, until, limit: LOOK_ROWS, without_keys: &without_keys, known: &known };
+        let rows = store::ready(&tx, look).await?;
+        committed(tx).await?;
+        Ok(rows)
+    }
+}
+
+/// What a look at the table has shown.
+struct Seen {
+    /// Nothing is left that is not at hand, keys aside aside.
+    everything: bool,
+    /// The lowest number of the rows found.
+    lowest: Option<i64>,
+}
+
+impl Seen {
+    /// Whether what is left fits in memory, so that it is worth closing the gap to what is being committed.
+    fn is_near(&self, last: i64) -> bool {
+        self.everything || self.lowest.is_none_or(|lowest| last - lowest <= NEAR)
+    }
+}
+
+impl LookTimer {
+    fn now() -> Self {
+        Self { at: Instant::now(), pause: LOOK_SOON }
+    }
+
+    fn is_due(&self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    /// More may come where some came; otherwise ever more rarely.
+    fn found(&mut self, rows: usize) {
+        self.pause = if rows > 0 { LOOK_SOON } else { (self.pause * 2).min(LOOK_EVERY) };
+        self.at = Instant::now() + self.pause;
+    }
+
+    fn later(&mut self) {
+        self.at = Instant::now() + LOOK_EVERY;
+    }
+}
