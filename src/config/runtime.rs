@@ -18,7 +18,7 @@ pub(super) fn read(reader: &mut Reader) -> Settings {
         queue_kind: read_queue_kind(reader),
         retry: read_retry(reader),
         limits: read_limits(reader),
-        prefetch: reader.within("runtime.prefetch", 500, 1..=10_000),
+        prefetch: reader.within("runtime.prefetch", 1_000, 1..=10_000),
         lanes: reader.within("runtime.lanes", 2, 1..=64),
         batch: reader.within("runtime.batch", 200, 1..=1_000),
         handler_timeout: reader.duration("runtime.handler_timeout", "30s"),

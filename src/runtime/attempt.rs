@@ -73,6 +73,7 @@ pub(super) struct Attempter {
 impl Attempter {
     /// One attempt at `entries`, whose identities differ.
     pub(super) async fn attempt(&self, claim_id: Uuid, entries: &[Entry]) -> Attempt {
+        self.outbox.room().await;
         let started = Instant::now();
         failpoint::hit("before_begin");
         let tx = match self.pool.begin().await {

@@ -180,9 +180,9 @@ impl Running {
     /// Hands a delivery to the lane of its key. Waits for room: the prefetch bounds what waits.
     async fn take(&self, delivery: Delivery) {
         let name = self.consumer.name();
-        telemetry::message_size(name, delivery.message.body.len());
+        let bytes = delivery.message.body.len();
         let job = Job::new(delivery, &*self.consumer, &self.shared.settings.limits, self.in_flight.enter());
-        telemetry::received(name, job.event_type());
+        telemetry::received(name, job.event_type(), bytes);
         let lane = lane_of(job.ordering_key(), self.lanes.len());
         if self.lanes[lane].send(job).await.is_err() {
             warn!(consumer = name, "a lane is gone; its delivery goes back to the queue");

@@ -4,6 +4,8 @@
 //! tried one by one, so that a bad event never harms its mates (I-6). While the database is away the lane holds its batch and
 //! spends no attempt (I-7).
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,15 +160,25 @@ impl Lane {
 /// Takes what is waiting. A second delivery of the same event ends the batch and is returned for the next one: whether it is a
 /// duplicate depends on how the first one ends.
 fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>, most: usize) -> (Vec<Job>, Option<Job>) {
-    let mut batch = vec![first];
+    let mut batch = Vec::with_capacity(most.min(jobs.len() + 1));
+    // Two events whose hashes agree by chance share no batch either, which harms nobody.
+    let mut identities = HashSet::with_capacity(batch.capacity());
+    identities.extend(identity_hash(&first));
+    batch.push(first);
     while batch.len() < most {
         let Ok(job) = jobs.try_recv() else { break };
-        if job.identity().is_some() && batch.iter().any(|other| other.identity() == job.identity()) {
+        if identity_hash(&job).is_some_and(|hash| !identities.insert(hash)) {
             return (batch, Some(job));
         }
         batch.push(job);
     }
     (batch, None)
+}
+
+fn identity_hash(job: &Job) -> Option<u64> {
+    let mut hasher = DefaultHasher::new();
+    job.identity()?.hash(&mut hasher);
+    Some(hasher.finish())
 }
 
 fn refused(job: &Job) -> Option<Rejection> {

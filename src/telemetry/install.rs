@@ -9,10 +9,8 @@ use metrics_process::Collector;
 use tokio_util::sync::CancellationToken;
 
 use super::describe::{HISTOGRAMS, describe};
-use super::names::{
-    self, DB_CLASSES, DEAD_REASONS, OPERATIONS, OTHER, OUTCOMES, PUBLISH_OUTCOMES, PURPOSES, RELAY, RETRY_REASONS,
-};
-use super::{DeadLetters, OutboxTotals, PoolTotals, metrics as record};
+use super::names::{self, DB_CLASSES, DEAD_REASONS, OPERATIONS, PUBLISH_OUTCOMES, PURPOSES, RELAY, RETRY_REASONS};
+use super::{DeadLetters, OutboxTotals, PoolTotals, hot, metrics as record};
 
 /// How often the recorder folds what was recorded into its histograms, so that memory stays bounded without a scrape.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
@@ -97,29 +95,13 @@ fn build() -> Result<MetricsHandle, InstallError> {
 fn register(consumers: &[(&'static str, Vec<&'static str>)], rungs_ms: &[u64]) {
     for (consumer, types) in consumers {
         names::learn([*consumer]);
-        names::learn_consumer(consumer);
-        names::learn(types.iter().copied());
         register_consumer(consumer, types, rungs_ms);
     }
     register_shared();
 }
 
 fn register_consumer(consumer: &'static str, types: &[&'static str], rungs_ms: &[u64]) {
-    for event_type in types.iter().copied().chain([OTHER]) {
-        counter!("onceflow_messages_received_total", "consumer" => consumer, "event_type" => event_type).absolute(0);
-        for outcome in OUTCOMES {
-            counter!("onceflow_messages_processed_total",
-                "consumer" => consumer, "event_type" => event_type, "outcome" => outcome)
-            .absolute(0);
-        }
-    }
-    for outcome in OUTCOMES {
-        // Naming a histogram registers it.
-        let _registered =
-            histogram!("onceflow_message_process_duration_seconds", "consumer" => consumer, "outcome" => outcome);
-    }
-    let _registered = histogram!("onceflow_message_end_to_end_duration_seconds", "consumer" => consumer);
-    let _registered = histogram!("onceflow_message_size_bytes", "consumer" => consumer);
+    hot::register(consumer, types);
     for rung in rungs_ms {
         for reason in RETRY_REASONS {
             counter!("onceflow_retries_scheduled_total",
@@ -133,7 +115,6 @@ fn register_consumer(consumer: &'static str, types: &[&'static str], rungs_ms: &
     counter!("onceflow_inbox_conflicts_total", "consumer" => consumer).absolute(0);
     // Adding nothing registers a gauge without undoing what is set already.
     for name in [
-        "onceflow_messages_in_flight",
         "onceflow_consumer_prefetch",
         "onceflow_consumer_paused",
         "onceflow_consumer_connected",
@@ -188,8 +169,8 @@ mod tests {
     fn every_series_is_there_at_zero_and_a_second_install_changes_nothing() {
         let consumers = [("metrics_test", vec!["metrics.test.v1"])];
         let handle = install(&consumers, &[1000]).unwrap();
-        record::received("metrics_test", "metrics.test.v1");
-        record::processed("metrics_test", "nobody.knows.v1", "applied", Duration::from_millis(100));
+        hot::received("metrics_test", "metrics.test.v1", 300);
+        hot::processed("metrics_test", "nobody.knows.v1", "applied", Duration::from_millis(100));
         install(&consumers, &[1000]).unwrap();
         let text = handle.render();
         for line in [

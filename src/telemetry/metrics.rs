@@ -9,39 +9,6 @@ use super::names::{
     self, DEAD_STATES, OPERATIONS, OTHER, POOL_STATES, RELAY, RETRY_REASONS, channel_code, dead_reason, known,
 };
 
-/// A delivery reached the consumer.
-pub fn received(consumer: &str, event_type: &str) {
-    counter!("onceflow_messages_received_total", "consumer" => known(consumer), "event_type" => known(event_type))
-        .increment(1);
-}
-
-/// A delivery was settled: applied, duplicate, stale, ignored, retry or dead.
-pub fn processed(consumer: &str, event_type: &str, outcome: &'static str, took: Duration) {
-    let consumer = known(consumer);
-    names::count_settled(consumer, outcome);
-    counter!("onceflow_messages_processed_total",
-        "consumer" => consumer, "event_type" => known(event_type), "outcome" => outcome)
-    .increment(1);
-    histogram!("onceflow_message_process_duration_seconds", "consumer" => consumer, "outcome" => outcome).record(took);
-}
-
-/// Time from the event's own time to the commit of its effects.
-pub fn end_to_end(consumer: &str, took: Duration) {
-    histogram!("onceflow_message_end_to_end_duration_seconds", "consumer" => known(consumer)).record(took);
-}
-
-/// Size of a delivery's body.
-pub fn message_size(consumer: &str, bytes: usize) {
-    histogram!("onceflow_message_size_bytes", "consumer" => known(consumer)).record(precise(bytes));
-}
-
-/// More or fewer deliveries are being worked on.
-pub fn in_flight(consumer: &str, delta: i64) {
-    let gauge = gauge!("onceflow_messages_in_flight", "consumer" => known(consumer));
-    let by = i32::try_from(delta).map_or(0.0, f64::from);
-    gauge.increment(by);
-}
-
 /// Deliveries that the broker may have outstanding.
 pub fn prefetch(consumer: &str, n: u16) {
     gauge!("onceflow_consumer_prefetch", "consumer" => known(consumer)).set(f64::from(n));
@@ -91,9 +58,10 @@ pub fn outbox_publish_duration(took: Duration) {
     histogram!("onceflow_outbox_publish_duration_seconds", "relay" => RELAY).record(took);
 }
 
-/// Time from the row's insertion to its confirm.
-pub fn outbox_lag(lag: Duration) {
-    histogram!("onceflow_outbox_lag_seconds", "relay" => RELAY).record(lag);
+/// Times from the rows' insertion to their confirm.
+pub fn outbox_lags(lags: impl Iterator<Item = Duration>) {
+    let histogram = histogram!("onceflow_outbox_lag_seconds", "relay" => RELAY);
+    lags.for_each(|lag| histogram.record(lag));
 }
 
 /// Rows of one publishing batch.

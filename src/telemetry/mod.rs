@@ -1,19 +1,19 @@
 //! What the process tells about itself: metrics for Prometheus and logs. The only user of the exporters.
 
 mod describe;
+mod hot;
 mod install;
 pub mod logs;
 mod metrics;
 mod names;
 
+pub use hot::{end_to_end, in_flight, processed, received, settled_since_start};
 pub use install::{InstallError, MetricsHandle, install};
 pub use metrics::{
     DeadLetters, OutboxTotals, PoolTotals, admin_request, admin_routes, dead_letters, inbox_rows, outbox, pool, ready,
 };
 pub use metrics::{
     broker_blocked, broker_connected, broker_reconnect, channel_closed, conflict, connected, db_error, db_transaction,
-    dead_letter, end_to_end, in_flight, last_success, message_size, outbox_batch, outbox_lag, outbox_lease_held,
-    outbox_publish_duration, outbox_published, paused, prefetch, processed, received, retry_scheduled,
-    serialization_retry, unconfirmed,
+    dead_letter, last_success, outbox_batch, outbox_lags, outbox_lease_held, outbox_publish_duration, outbox_published,
+    paused, prefetch, retry_scheduled, serialization_retry, unconfirmed,
 };
-pub use names::settled_since_start;

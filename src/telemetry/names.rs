@@ -1,7 +1,6 @@
 //! Names of the metrics and the closed sets of their labels. Everything a label may say is listed or counted as `other`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashSet;
 use std::sync::{PoisonError, RwLock};
 
 /// Label value for what no list knows.
@@ -37,33 +36,6 @@ pub(super) fn learn(names: impl IntoIterator<Item = &'static str>) {
 pub(super) fn known(name: &str) -> &'static str {
     let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
     known.as_ref().and_then(|names| names.get(name).copied()).unwrap_or(OTHER)
-}
-
-/// Deliveries settled since the start, by consumer and outcome, for the status: the recorder can't be asked for a number.
-static SETTLED: RwLock<Option<HashMap<&'static str, [AtomicU64; OUTCOMES.len()]>>> = RwLock::new(None);
-
-/// Starts counting for a consumer.
-pub(super) fn learn_consumer(consumer: &'static str) {
-    let mut settled = SETTLED.write().unwrap_or_else(PoisonError::into_inner);
-    settled.get_or_insert_default().entry(consumer).or_default();
-}
-
-/// Counts one settled delivery.
-pub(super) fn count_settled(consumer: &str, outcome: &str) {
-    let settled = SETTLED.read().unwrap_or_else(PoisonError::into_inner);
-    let counts = settled.as_ref().and_then(|s| s.get(consumer));
-    let place = OUTCOMES.iter().position(|known| *known == outcome);
-    if let (Some(counts), Some(place)) = (counts, place) {
-        counts[place].fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Deliveries of a consumer that this process has settled since its start, by outcome.
-pub fn settled_since_start(consumer: &str) -> BTreeMap<String, u64> {
-    let settled = SETTLED.read().unwrap_or_else(PoisonError::into_inner);
-    let Some(counts) = settled.as_ref().and_then(|s| s.get(consumer)) else { return BTreeMap::new() };
-    let pair = |(name, count): (&&str, &AtomicU64)| ((*name).to_owned(), count.load(Ordering::Relaxed));
-    OUTCOMES.iter().zip(counts).map(pair).collect()
 }
 
 /// The member of a closed set, or `fallback`.

@@ -12,6 +12,7 @@ use crate::message::Message;
 
 /// Both spellings of the CloudEvents AMQP binding; compared without regard to case.
 const PREFIXES: [&str; 2] = ["cloudevents:", "cloudevents_"];
+const PREFIX_BYTES: usize = PREFIXES[0].len();
 /// Every attribute that has a meaning here; others are not carried.
 pub(super) const KNOWN: [&str; 12] = [
     "specversion",
@@ -148,9 +149,9 @@ fn cap(name: &str) -> usize {
 
 /// The attribute that a header stands for.
 pub(super) fn known_name(header: &str) -> Option<&'static str> {
-    let lower = header.to_ascii_lowercase();
-    let name = PREFIXES.iter().find_map(|p| lower.strip_prefix(p))?;
-    KNOWN.into_iter().find(|known| *known == name)
+    let (prefix, name) = header.split_at_checked(PREFIX_BYTES)?;
+    PREFIXES.iter().find(|known| known.eq_ignore_ascii_case(prefix))?;
+    KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name))
 }
 
 /// Text of a header's value; numbers and truth values as they would be written.

@@ -78,10 +78,10 @@ pub(super) async fn write(tx: &Tx, users: &[Newest<'_>]) -> Result<Vec<Option<St
         let these: Vec<_> = left.iter().map(|&n| users[n]).collect();
         let mut unseen = Vec::new();
         for row in write_once(tx, &these).await? {
-            let n = usize::try_from(row.get::<_, i64>("n") - 1).ok().and_then(|n| left.get(n).copied());
+            let n = usize::try_from(row.get::<_, i64>(0) - 1).ok().and_then(|n| left.get(n).copied());
             let n = n.ok_or_else(|| DbError::shape("org_user: an ordinal that was not sent"))?;
             stored[n] = before(&row)?;
-            if stored[n].is_none() && !row.get::<_, bool>("written") {
+            if stored[n].is_none() && !row.get::<_, bool>(1) {
                 unseen.push(n);
             }
         }
@@ -115,22 +115,23 @@ async fn write_once(tx: &Tx, users: &[Newest<'_>]) -> Result<Vec<Row>, DbError> 
     tx.query(WRITE, params).await
 }
 
+/// By position: a name would be searched for in every row.
 fn before(row: &Row) -> Result<Option<Stored>, DbError> {
-    let Some(state) = row.get::<_, Option<&str>>("state") else { return Ok(None) };
-    let text = |column| row.get::<_, Option<String>>(column).unwrap_or_default();
-    let version = row.get("version");
+    let Some(state) = row.get::<_, Option<&str>>(5) else { return Ok(None) };
+    let text = |column: usize| row.get::<_, Option<String>>(column).unwrap_or_default();
+    let version = row.get(2);
     let before = Before {
         state: State::parse(state).ok_or_else(|| DbError::shape(format!("org_user.state {state}")))?,
         version,
         values: User {
-            name: text("name"),
-            email: text("email"),
-            title: text("title"),
-            employee_number: text("employee_number"),
-            suspended: row.get("suspended"),
+            name: text(6),
+            email: text(7),
+            title: text(8),
+            employee_number: text(9),
+            suspended: row.get(10),
         },
     };
-    Ok(Some((before, Stamp { version, time: row.get("event_time"), key: row.get("event_key") })))
+    Ok(Some((before, Stamp { version, time: row.get(3), key: row.get(4) })))
 }
 
 /// Locks the user against becoming live, as an unknown one if need be, and tells whether they are live already.
