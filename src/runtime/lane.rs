@@ -42,17 +42,14 @@ pub(super) struct Lane {
 impl Lane {
     /// Runs until the sender is gone.
     pub(super) async fn run(self, mut jobs: mpsc::Receiver<Job>) {
-        let mut held_over = None;
+        let mut copies = Vec::new();
         loop {
-            let first = match held_over.take() {
-                Some(job) => job,
-                None => match jobs.recv().await {
-                    Some(job) => job,
-                    None => return,
-                },
-            };
+            if copies.is_empty() {
+                let Some(first) = jobs.recv().await else { return };
+                copies.push(first);
+            }
             let batch;
-            (batch, held_over) = gather(first, &mut jobs, self.batch);
+            (batch, copies) = gather(copies, &mut jobs, self.batch);
             tokio::select! {
                 biased;
                 () = self.abort.cancelled() => return,
@@ -157,22 +154,23 @@ impl Lane {
     }
 }
 
-/// Takes what is waiting. A second delivery of the same event ends the batch and is returned for the next one: whether it is a
-/// duplicate depends on how the first one ends.
-fn gather(first: Job, jobs: &mut mpsc::Receiver<Job>, most: usize) -> (Vec<Job>, Option<Job>) {
-    let mut batch = Vec::with_capacity(most.min(jobs.len() + 1));
-    // Two events whose hashes agree by chance share no batch either, which harms nobody.
-    let mut identities = HashSet::with_capacity(batch.capacity());
-    identities.extend(identity_hash(&first));
-    batch.push(first);
-    while batch.len() < most {
-        let Ok(job) = jobs.try_recv() else { break };
-        if identity_hash(&job).is_some_and(|hash| !identities.insert(hash)) {
-            return (batch, Some(job));
+/// Takes what is waiting, after the jobs of `first`. A second delivery of an event that is in the batch is left for the next
+/// one: whether it is a duplicate depends on how the first ends.
+fn gather(first: Vec<Job>, jobs: &mut mpsc::Receiver<Job>, most: usize) -> (Vec<Job>, Vec<Job>) {
+    let room = most.min(first.len() + jobs.len());
+    let (mut batch, mut copies) = (Vec::with_capacity(room), Vec::new());
+    // Two events whose hashes agree by chance don't go together either, which harms nobody.
+    let mut identities = HashSet::with_capacity(room);
+    let mut waiting = first.into_iter();
+    while batch.len() + copies.len() + waiting.len() < most || waiting.len() > 0 {
+        let Some(job) = waiting.next().or_else(|| jobs.try_recv().ok()) else { break };
+        if identity_hash(&job).is_none_or(|hash| identities.insert(hash)) {
+            batch.push(job);
+        } else {
+            copies.push(job);
         }
-        batch.push(job);
     }
-    (batch, None)
+    (batch, copies)
 }
 
 fn identity_hash(job: &Job) -> Option<u64> {

@@ -6,31 +6,24 @@ use crate::db::{DbError, Tx};
 use crate::event::Envelope;
 
 /// Rows are inserted in key order, so that two batches with the same duplicates can't deadlock. They begin with the usual end,
-/// applied with one downstream event: recording it afterwards would write each row twice.
+/// applied with one downstream event: recording it afterwards would write each row twice. A row that is there already only
+/// counts the delivery, unless it is of an earlier attempt of ours. `xmax` is 0 only in a row that this statement inserted.
 const CLAIM: &str = "
     WITH incoming AS (
         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[])
             WITH ORDINALITY AS t (tenant, source, event_id, event_type, fingerprint, n)
     ), claimed AS (
-        INSERT INTO onceflow.inbox (tenant, consumer, source, event_id, event_type, fingerprint, claim_id, downstream)
+        INSERT INTO onceflow.inbox AS b
+            (tenant, consumer, source, event_id, event_type, fingerprint, claim_id, downstream)
         SELECT tenant, $6, source, event_id, event_type, fingerprint, $7, 1
         FROM incoming ORDER BY tenant, source, event_id
-        ON CONFLICT DO NOTHING
-        RETURNING tenant, source, event_id
+        ON CONFLICT (tenant, consumer, source, event_id) DO UPDATE SET
+            duplicates = b.duplicates + (b.claim_id <> excluded.claim_id)::int,
+            conflicts = b.conflicts + (b.claim_id <> excluded.claim_id AND b.fingerprint <> excluded.fingerprint)::int
+        RETURNING tenant, source, event_id, fingerprint, claim_id = $7 AS ours, xmax = 0 AS new
     )
-    SELECT i.n FROM incoming i JOIN claimed USING (tenant, source, event_id)";
-
-const COUNT_DUPLICATES: &str = "
-    WITH incoming AS (
-        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])
-            WITH ORDINALITY AS t (tenant, source, event_id, fingerprint, n)
-    )
-    UPDATE onceflow.inbox b
-    SET duplicates = b.duplicates + 1, conflicts = b.conflicts + (b.fingerprint <> i.fingerprint)::int
-    FROM incoming i
-    WHERE b.tenant = i.tenant AND b.consumer = $5 AND b.source = i.source AND b.event_id = i.event_id
-      AND b.claim_id <> $6
-    RETURNING i.n, b.fingerprint <> i.fingerprint";
+    SELECT i.n, c.new, c.ours, c.fingerprint <> i.fingerprint
+    FROM incoming i JOIN claimed c USING (tenant, source, event_id)";
 
 const RECORD: &str = "
     UPDATE onceflow.inbox b
@@ -76,20 +69,17 @@ pub(crate) async fn claim(
     let types = column(|e| &e.event_type);
     let prints: Vec<&[u8]> = events.iter().map(|(_, print)| print.as_slice()).collect();
     let rows = tx.query(CLAIM, &[&tenants, &sources, &ids, &types, &prints, &consumer, &claim_id]).await?;
-    let mut claims = vec![Claim::Ours; events.len()];
+    let mut claims = vec![None; events.len()];
     for row in &rows {
-        claims[ordinal(row)?] = Claim::New;
+        let claim = match (row.get(1), row.get(2)) {
+            (true, _) => Claim::New,
+            (false, true) => Claim::Ours,
+            (false, false) => Claim::Duplicate { conflict: row.get(3) },
+        };
+        claims[ordinal(row)?] = Some(claim);
     }
-    if rows.len() < events.len() {
-        let known = tx.query(COUNT_DUPLICATES, &[&tenants, &sources, &ids, &prints, &consumer, &claim_id]).await?;
-        for row in &known {
-            let index = ordinal(row)?;
-            if claims[index] == Claim::Ours {
-                claims[index] = Claim::Duplicate { conflict: row.get(1) };
-            }
-        }
-    }
-    Ok(claims)
+    let all: Option<Vec<Claim>> = claims.into_iter().collect();
+    all.ok_or_else(|| DbError::shape("an event that is neither claimed nor known"))
 }
 
 fn ordinal(row: &tokio_postgres::Row) -> Result<usize, DbError> {
