@@ -12,7 +12,8 @@ const MIGRATIONS: &[(i32, &str, &str)] = include!(concat!(env!("OUT_DIR"), "/mig
 const LOCK: i64 = 0x6f6e_6365;
 const LOCK_HISTORY: &str = "SELECT pg_advisory_lock($1)";
 const UNLOCK_HISTORY: &str = "SELECT pg_advisory_unlock($1)";
-const PREPARE: &str = "SET lock_timeout = 0; SET statement_timeout = 0; CREATE SCHEMA IF NOT EXISTS onceflow";
+const MAY_WRITE: &str = "SET default_transaction_read_only = off";
+const PREPARE: &str = "CREATE SCHEMA IF NOT EXISTS onceflow";
 const APPLIED: &str = "SELECT max(version) FROM onceflow.refinery_schema_history";
 const HISTORY_EXISTS: &str = "SELECT to_regclass('onceflow.refinery_schema_history') IS NOT NULL";
 
@@ -50,6 +51,7 @@ impl SchemaState {
 pub async fn migrate(pool: &Pool) -> Result<Vec<String>, MigrateError> {
     let mut connection = pool.connection().await?;
     let step = |doing| move |e| DbError::postgres(doing, e);
+    connection.execute(MAY_WRITE, &[]).await.map_err(step("prepare"))?;
     connection.execute("SET lock_timeout = 0", &[]).await.map_err(step("prepare"))?;
     connection.execute("SET statement_timeout = 0", &[]).await.map_err(step("prepare"))?;
     connection.execute(LOCK_HISTORY, &[&LOCK]).await.map_err(step("lock"))?;

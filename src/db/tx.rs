@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use deadpool_postgres::Object;
-use futures_util::future::{join, poll_immediate};
+use futures_util::future::{join, poll_immediate, try_join};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
@@ -18,7 +18,10 @@ use super::error::{Class, DbError};
 
 /// Whatever the last user of the connection left in its session is undone in the same round trip: settings, advisory locks,
 /// temporary tables.
-const BEGIN: &str = "RESET ALL; SELECT pg_advisory_unlock_all(); DISCARD TEMP; BEGIN";
+const CLEAN: &str = "RESET ALL; SELECT pg_advisory_unlock_all(); DISCARD TEMP";
+/// Outside a transaction the session can't write (`default_transaction_read_only`, see the pool), so that a statement that was
+/// sent together with a BEGIN that fails has no effect.
+const BEGIN: &str = "BEGIN READ WRITE";
 /// Longest wait for it: a connection that lay idle may be dead without a word.
 const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 /// In an aborted transaction the first statement fails, where COMMIT alone would report success (§1.2).
@@ -45,6 +48,8 @@ enum Sent {
 #[derive(Debug)]
 pub struct Tx {
     client: Option<Object>,
+    /// Whether BEGIN was sent.
+    begun: AtomicBool,
     poisoned: AtomicBool,
     statements: AtomicU64,
     /// How long any answer of the server may take; above its own `statement_timeout`.
@@ -53,12 +58,41 @@ pub struct Tx {
 
 impl Tx {
     pub(super) async fn begin(client: Object, answer_within: Duration) -> Result<Self, DbError> {
-        let (poisoned, statements) = (AtomicBool::new(false), AtomicU64::new(0));
-        let tx = Self { client: Some(client), poisoned, statements, answer_within };
-        match tokio::time::timeout(BEGIN_WITHIN, tx.bounded("begin", tx.client().batch_execute(BEGIN))).await {
-            Ok(begun) => begun.map(|()| tx),
-            Err(_) => Err(DbError::silent("begin", BEGIN_WITHIN)),
+        let tx = Self::begin_with_first_statement(client, answer_within);
+        tx.bounded("begin", tx.begun()).await?;
+        Ok(tx)
+    }
+
+    /// Begins in the round trip of the first statement.
+    pub(super) fn begin_with_first_statement(client: Object, answer_within: Duration) -> Self {
+        let (begun, poisoned, statements) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
+        Self { client: Some(client), begun, poisoned, statements, answer_within }
+    }
+
+    /// Sends BEGIN when first polled, unless it was sent before.
+    async fn begun(&self) -> Result<(), Failed> {
+        if self.begun.swap(true, Ordering::AcqRel) {
+            return Ok(());
         }
+        let begun = try_join(self.client().batch_execute(CLEAN), self.client().batch_execute(BEGIN));
+        match tokio::time::timeout(BEGIN_WITHIN, begun).await {
+            Ok(begun) => begun.map(|_| ()).map_err(Failed::Postgres),
+            Err(_) => Err(Failed::Silent(BEGIN_WITHIN)),
+        }
+    }
+
+    /// Runs `statement` behind a BEGIN that is sent with it where none was sent yet.
+    async fn after_begin<T>(
+        &self,
+        doing: &'static str,
+        statement: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, DbError> {
+        self.bounded(doing, async {
+            // In this order: the first poll of each sends it.
+            let ((), done) = try_join(self.begun(), async { Ok(statement.await?) }).await?;
+            Ok(done)
+        })
+        .await
     }
 
     /// Runs a statement and returns its rows. The statement is prepared once per connection.
@@ -68,7 +102,7 @@ impl Tx {
     pub async fn query(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError> {
         let client = self.client();
         self.statements.fetch_add(1, Ordering::Relaxed);
-        self.bounded("query", async {
+        self.after_begin("query", async {
             let statement = client.prepare_cached(sql).await?;
             client.query(&statement, params).await
         })
@@ -107,7 +141,7 @@ impl Tx {
     pub async fn execute(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
         let client = self.client();
         self.statements.fetch_add(1, Ordering::Relaxed);
-        self.bounded("execute", async {
+        self.after_begin("execute", async {
             let statement = client.prepare_cached(sql).await?;
             client.execute(&statement, params).await
         })
@@ -125,7 +159,11 @@ impl Tx {
             self.roll_back_quietly().await;
             return Commit::RolledBack(DbError::poisoned());
         }
-        let committed = self.bounded("commit", self.client().simple_query(COMMIT)).await;
+        if !self.begun.load(Ordering::Acquire) {
+            drop(self.client.take());
+            return Commit::Committed;
+        }
+        let committed = self.answer("commit", self.client().simple_query(COMMIT)).await;
         self.ended(committed.map(|_| Sent::Yes)).await
     }
 
@@ -138,7 +176,7 @@ impl Tx {
             self.roll_back_quietly().await;
             return (Commit::RolledBack(DbError::poisoned()), Vec::new());
         }
-        let statement = match self.bounded("prepare", self.client().prepare_cached(sql)).await {
+        let statement = match self.after_begin("prepare", self.client().prepare_cached(sql)).await {
             Ok(statement) => statement,
             Err(error) => {
                 self.roll_back_quietly().await;
@@ -163,8 +201,8 @@ impl Tx {
         params: &[&(dyn ToSql + Sync)],
     ) -> (Result<Vec<Row>, DbError>, Result<Sent, DbError>) {
         let client = self.client();
-        let mut last = pin!(self.bounded("query", client.query(statement, params)));
-        let commit = async { self.bounded("commit", client.simple_query(COMMIT)).await.map(|_| Sent::Yes) };
+        let mut last = pin!(self.answer("query", client.query(statement, params)));
+        let commit = async { self.answer("commit", client.simple_query(COMMIT)).await.map(|_| Sent::Yes) };
         // The first poll sends it, or fails on a value that can't be sent; then COMMIT must not be sent either.
         match poll_immediate(last.as_mut()).await {
             Some(Err(error)) => (Err(error), Ok(Sent::No)),
@@ -193,7 +231,8 @@ impl Tx {
     }
 
     async fn roll_back_quietly(&mut self) {
-        if self.bounded("rollback", self.client().batch_execute("ROLLBACK")).await.is_ok() {
+        let begun = self.begun.load(Ordering::Acquire);
+        if !begun || self.answer("rollback", self.client().batch_execute("ROLLBACK")).await.is_ok() {
             drop(self.client.take());
         }
     }
@@ -206,13 +245,21 @@ impl Tx {
         self.poisoned.store(true, Ordering::Release);
     }
 
-    async fn bounded<T>(
+    async fn answer<T>(
         &self,
         doing: &'static str,
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, DbError> {
+        self.bounded(doing, async { Ok(work.await?) }).await
+    }
+
+    async fn bounded<T>(
+        &self,
+        doing: &'static str,
+        work: impl Future<Output = Result<T, Failed>>,
+    ) -> Result<T, DbError> {
         let result = match tokio::time::timeout(self.answer_within, work).await {
-            Ok(result) => result.map_err(|e| DbError::postgres(doing, e)),
+            Ok(result) => result.map_err(|failed| failed.into_error(doing)),
             Err(_) => Err(DbError::silent(doing, self.answer_within)),
         };
         if let Err(error) = &result {
@@ -223,6 +270,28 @@ impl Tx {
             }
         }
         result
+    }
+}
+
+/// Why there is no good answer.
+enum Failed {
+    Postgres(tokio_postgres::Error),
+    /// BEGIN was not answered in this time.
+    Silent(Duration),
+}
+
+impl From<tokio_postgres::Error> for Failed {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+impl Failed {
+    fn into_error(self, doing: &'static str) -> DbError {
+        match self {
+            Self::Postgres(error) => DbError::postgres(doing, error),
+            Self::Silent(within) => DbError::silent("begin", within),
+        }
     }
 }
 

@@ -96,3 +96,37 @@ async fn i3_after_a_swallowed_error_the_last_statement_is_not_even_sent_d11() {
     assert!(matches!(commit, Commit::RolledBack(_)), "{commit:?}");
     assert_eq!(rows(&pool).await, 0);
 }
+
+#[tokio::test]
+async fn i3_a_begin_that_goes_with_the_first_statement_makes_one_transaction() {
+    let database = Database::new().await;
+    let pool = one_connection(&database);
+    for _ in 0..2 {
+        let tx = pool.begin_with_first_statement().await.unwrap();
+        tx.execute(ADD, &[&"first"]).await.unwrap();
+        tx.execute(ADD, &[&"second"]).await.unwrap();
+        tx.rollback().await;
+        assert_eq!(rows(&pool).await, 0, "both are undone");
+    }
+    let tx = pool.begin_with_first_statement().await.unwrap();
+    let (commit, _) = tx.query_and_commit(ADD, &[&"only"]).await;
+    assert!(matches!(commit, Commit::Committed), "{commit:?}");
+    assert_eq!(rows(&pool).await, 1);
+    let nothing = pool.begin_with_first_statement().await.unwrap();
+    assert!(matches!(nothing.commit().await, Commit::Committed));
+}
+
+/// Were a BEGIN to fail, the statement that was sent with it would otherwise be committed alone.
+#[tokio::test]
+async fn i3_outside_a_transaction_our_sessions_can_not_write() {
+    let database = Database::new().await;
+    let pool = one_connection(&database);
+    let tx = pool.begin().await.unwrap();
+    tx.execute(ADD, &[&"before"]).await.unwrap();
+    // The server ends the transaction behind our back; what follows stands alone.
+    tx.execute("ROLLBACK", &[]).await.unwrap();
+    let refused = tx.execute(ADD, &[&"alone"]).await.unwrap_err();
+    assert_eq!(refused.sqlstate(), Some("25006"));
+    tx.rollback().await;
+    assert_eq!(rows(&pool).await, 0);
+}
