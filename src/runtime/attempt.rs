@@ -1,7 +1,7 @@
 //! One attempt at a batch: claim, handle, append, commit, all in one transaction.
 //!
 //! ```text
-//! begin → claim in the inbox → consumer.handle → record what differs → append to the outbox and commit
+//! begin and claim in the inbox → consumer.handle → record what differs → append to the outbox and commit
 //! ```
 //! An attempt has no effect outside its transaction, so every end but `Done` can be followed by another attempt. The claim id
 //! stays the same over the attempts of a batch: should a COMMIT of ours have gone through unseen, its rows are recognised.
@@ -61,6 +61,16 @@ pub(super) enum Failure {
     Passing { class: RetryClass, code: &'static str, message: String },
 }
 
+impl Failure {
+    /// Whether each further attempt may take as long again.
+    pub(super) fn is_timeout(&self) -> bool {
+        matches!(self, Self::Passing { code: TIMEOUT, .. })
+    }
+}
+
+/// Code of a handler or statement that took too long.
+const TIMEOUT: &str = "timeout";
+
 /// Runs attempts for one consumer.
 #[derive(Clone)]
 pub(super) struct Attempter {
@@ -76,7 +86,7 @@ impl Attempter {
         self.outbox.room().await;
         let started = Instant::now();
         failpoint::hit("before_begin");
-        let tx = match self.pool.begin().await {
+        let tx = match self.pool.begin_with_first_statement().await {
             Ok(tx) => tx,
             Err(error) => return ended_by(error),
         };
@@ -222,7 +232,7 @@ fn ended_by(error: DbError) -> Attempt {
         }
         Class::Timeout => {
             telemetry::db_error("timeout");
-            passing(RetryClass::Growing, "timeout")
+            passing(RetryClass::Growing, TIMEOUT)
         }
         Class::Bug => {
             telemetry::db_error("bug");
@@ -245,5 +255,5 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Failure {
 
 fn timed_out(after: Duration) -> Failure {
     let message = format!("the handler took longer than {} ms", after.as_millis());
-    Failure::Passing { class: RetryClass::Growing, code: "timeout", message }
+    Failure::Passing { class: RetryClass::Growing, code: TIMEOUT, message }
 }

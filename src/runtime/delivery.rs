@@ -3,11 +3,9 @@
 //! Lanes outlive subscriptions: what was delivered on a channel that died waits in front of its second delivery on the next
 //! one, and is dropped there unhandled, so the order per key holds over reconnects too.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -16,6 +14,7 @@ use super::attempt::Attempter;
 use super::erased::AnyConsumer;
 use super::job::{InFlight, Job};
 use super::lane::Lane;
+use super::lanes::Lanes;
 use super::names::consumer_topology;
 use super::pause::Pauses;
 use super::settings::{ConsumerSettings, Settings};
@@ -64,7 +63,7 @@ struct Running {
     queue: String,
     check: String,
     in_flight: InFlight,
-    lanes: Vec<mpsc::Sender<Job>>,
+    lanes: Lanes,
 }
 
 /// Consumes until `stop`, then drains. Returns when nothing of it is left.
@@ -83,7 +82,7 @@ pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings,
         lanes,
     };
     running.run().await;
-    drop(running);
+    running.lanes.close();
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
             warn!(consumer = name, %error, "a lane ended abnormally");
@@ -91,10 +90,10 @@ pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings,
     }
 }
 
-fn start_lanes(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, tasks: &mut JoinSet<()>) -> Vec<mpsc::Sender<Job>> {
+fn start_lanes(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, tasks: &mut JoinSet<()>) -> Lanes {
     let settings = &shared.settings;
-    let start = |_| {
-        let (sender, receiver) = mpsc::channel(usize::from(settings.prefetch));
+    let lanes = Lanes::new(settings.batch);
+    for _ in 0..settings.lanes {
         let lane = Lane {
             attempter: Attempter {
                 consumer: consumer.clone(),
@@ -110,13 +109,12 @@ fn start_lanes(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, tasks: &mut Joi
                 abort: shared.abort.clone(),
             },
             health: shared.health.clone(),
-            batch: settings.batch,
+            lanes: lanes.clone(),
             abort: shared.abort.clone(),
         };
-        tasks.spawn(lane.run(receiver));
-        sender
-    };
-    (0..settings.lanes).map(start).collect()
+        tasks.spawn(lane.run());
+    }
+    lanes
 }
 
 impl Running {
@@ -170,23 +168,19 @@ impl Running {
                 () = self.shared.stop.cancelled() => return Ended::Stopped,
                 () = self.shared.pauses.until_paused(name) => return Ended::Paused,
                 next = subscription.next() => match next {
-                    Ok(delivery) => self.take(delivery).await,
+                    Ok(delivery) => self.take(delivery),
                     Err(error) => return Ended::Lost(error),
                 },
             }
         }
     }
 
-    /// Hands a delivery to the lane of its key. Waits for room: the prefetch bounds what waits.
-    async fn take(&self, delivery: Delivery) {
-        let name = self.consumer.name();
+    /// Hands a delivery to the lanes; the prefetch bounds what waits there.
+    fn take(&self, delivery: Delivery) {
         let bytes = delivery.message.body.len();
         let job = Job::new(delivery, &*self.consumer, &self.shared.settings.limits, self.in_flight.enter());
-        telemetry::received(name, job.event_type(), bytes);
-        let lane = lane_of(job.ordering_key(), self.lanes.len());
-        if self.lanes[lane].send(job).await.is_err() {
-            warn!(consumer = name, "a lane is gone; its delivery goes back to the queue");
-        }
+        telemetry::received(self.consumer.name(), job.event_type(), bytes);
+        self.lanes.add(job);
     }
 
     /// Lets what was delivered finish, within the grace period; the rest goes back unacknowledged.
@@ -233,13 +227,6 @@ impl Running {
             warn!(consumer = name, %error, "consumer {name} lost its channel: {error}{advice}; trying again");
         }
     }
-}
-
-fn lane_of(key: &str, lanes: usize) -> usize {
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    let lanes = lanes.max(1) as u64;
-    usize::try_from(hasher.finish() % lanes).unwrap_or(0)
 }
 
 /// How long the process waits beyond the drain before it gives up.

@@ -1,22 +1,19 @@
-//! A lane: what has one ordering key is handled here, in order.
+//! A lane: takes batches and has each of their events end.
 //!
-//! What is waiting goes together, up to a bound; nothing waits for company. A batch that fails is taken apart and its events are
-//! tried one by one, so that a bad event never harms its mates (I-6). While the database is away the lane holds its batch and
+//! A batch that fails is taken apart until the culprit stands alone, so that a bad event never harms its mates (I-6). While the database is away the lane holds its batch and
 //! spends no attempt (I-7).
 
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng as _;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::attempt::{Attempt, Attempter, Entry, Failure};
 use super::job::{Content, Job};
+use super::lanes::Lanes;
 use super::retry::RetryClass;
 use super::settle::Settler;
 use crate::db::{Class, DbError};
@@ -34,33 +31,27 @@ pub(super) struct Lane {
     pub(super) attempter: Attempter,
     pub(super) settler: Settler,
     pub(super) health: Arc<Health>,
-    pub(super) batch: usize,
+    pub(super) lanes: Lanes,
     /// Ends everything at once; what is not acknowledged comes again.
     pub(super) abort: CancellationToken,
 }
 
 impl Lane {
-    /// Runs until the sender is gone.
-    pub(super) async fn run(self, mut jobs: mpsc::Receiver<Job>) {
-        let mut copies = Vec::new();
-        loop {
-            if copies.is_empty() {
-                let Some(first) = jobs.recv().await else { return };
-                copies.push(first);
-            }
-            let batch;
-            (batch, copies) = gather(copies, &mut jobs, self.batch);
+    /// Runs until no further jobs come.
+    pub(super) async fn run(self) {
+        while let Some(mut batch) = self.lanes.next().await {
+            let jobs = std::mem::take(&mut batch.jobs);
             tokio::select! {
                 biased;
                 () = self.abort.cancelled() => return,
-                () = self.work_off(batch) => {}
+                () = self.work_off(jobs) => {}
             }
         }
     }
 
-    async fn work_off(&self, batch: Vec<Job>) {
-        let mut good = Vec::with_capacity(batch.len());
-        for job in batch {
+    async fn work_off(&self, jobs: Vec<Job>) {
+        let mut good = Vec::with_capacity(jobs.len());
+        for job in jobs {
             // The broker delivers it again on the next channel.
             if !job.delivery.is_current() {
                 continue;
@@ -70,14 +61,19 @@ impl Lane {
                 None => good.push(job),
             }
         }
-        if good.len() > 1 {
-            match self.together(good).await {
-                Ok(()) => return,
-                Err((apart, _)) => good = apart,
-            }
+        if good.is_empty() {
+            return;
         }
-        for job in good {
-            self.alone(job).await;
+        // In order: what comes next is at the end.
+        let mut groups = vec![good];
+        while let Some(group) = groups.pop() {
+            if let Err((mut jobs, failure)) = self.together(group).await {
+                if jobs.len() > 1 {
+                    groups.extend(apart(jobs, &failure).into_iter().rev());
+                } else if let Some(alone) = jobs.pop() {
+                    self.settler.failed(alone, failure).await;
+                }
+            }
         }
     }
 
@@ -89,17 +85,6 @@ impl Lane {
             Ok(settled) => {
                 self.settler.settled(&jobs, &settled).await;
                 Ok(())
-            }
-        }
-    }
-
-    async fn alone(&self, job: Job) {
-        if let Err((jobs, failure)) = self.together(vec![job]).await {
-            let mut failure = Some(failure);
-            for job in jobs {
-                if let Some(failure) = failure.take() {
-                    self.settler.failed(job, failure).await;
-                }
             }
         }
     }
@@ -154,29 +139,14 @@ impl Lane {
     }
 }
 
-/// Takes what is waiting, after the jobs of `first`. A second delivery of an event that is in the batch is left for the next
-/// one: whether it is a duplicate depends on how the first ends.
-fn gather(first: Vec<Job>, jobs: &mut mpsc::Receiver<Job>, most: usize) -> (Vec<Job>, Vec<Job>) {
-    let room = most.min(first.len() + jobs.len());
-    let (mut batch, mut copies) = (Vec::with_capacity(room), Vec::new());
-    // Two events whose hashes agree by chance don't go together either, which harms nobody.
-    let mut identities = HashSet::with_capacity(room);
-    let mut waiting = first.into_iter();
-    while batch.len() + copies.len() + waiting.len() < most || waiting.len() > 0 {
-        let Some(job) = waiting.next().or_else(|| jobs.try_recv().ok()) else { break };
-        if identity_hash(&job).is_none_or(|hash| identities.insert(hash)) {
-            batch.push(job);
-        } else {
-            copies.push(job);
-        }
+/// Smaller groups in the same order. One bad event among many is found by halving; one that takes until the timeout would be
+/// waited for at each halving, so then all go alone.
+fn apart(mut jobs: Vec<Job>, failure: &Failure) -> Vec<Vec<Job>> {
+    if failure.is_timeout() {
+        return jobs.into_iter().map(|job| vec![job]).collect();
     }
-    (batch, copies)
-}
-
-fn identity_hash(job: &Job) -> Option<u64> {
-    let mut hasher = DefaultHasher::new();
-    job.identity()?.hash(&mut hasher);
-    Some(hasher.finish())
+    let second = jobs.split_off(jobs.len() / 2);
+    vec![jobs, second]
 }
 
 fn refused(job: &Job) -> Option<Rejection> {

@@ -13,6 +13,7 @@ mod headers;
 mod inbox;
 mod job;
 mod lane;
+mod lanes;
 mod names;
 mod pause;
 mod retry;
