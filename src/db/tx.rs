@@ -52,6 +52,8 @@ pub struct Tx {
     begun: AtomicBool,
     poisoned: AtomicBool,
     statements: AtomicU64,
+    in_flight: AtomicU64,
+    round_trips: AtomicU64,
     /// How long any answer of the server may take; above its own `statement_timeout`.
     answer_within: Duration,
 }
@@ -65,8 +67,9 @@ impl Tx {
 
     /// Begins in the round trip of the first statement.
     pub(super) fn begin_with_first_statement(client: Object, answer_within: Duration) -> Self {
-        let (begun, poisoned, statements) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
-        Self { client: Some(client), begun, poisoned, statements, answer_within }
+        let (begun, poisoned) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (statements, in_flight, round_trips) = Default::default();
+        Self { client: Some(client), begun, poisoned, statements, in_flight, round_trips, answer_within }
     }
 
     /// Sends BEGIN when first polled, unless it was sent before.
@@ -87,6 +90,7 @@ impl Tx {
         doing: &'static str,
         statement: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, DbError> {
+        let _counted = InFlight::of(self);
         self.bounded(doing, async {
             // In this order: the first poll of each sends it.
             let ((), done) = try_join(self.begun(), async { Ok(statement.await?) }).await?;
@@ -148,9 +152,14 @@ impl Tx {
         .await
     }
 
-    /// How many statements were sent since it began: what a batch costs in round trips, for tests to hold.
+    /// How many statements were sent since it began, for tests to hold.
     pub fn statements(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
+    }
+
+    /// How often an answer was waited for so far, COMMIT aside: statements that are sent together wait once.
+    pub fn round_trips(&self) -> u64 {
+        self.round_trips.load(Ordering::Relaxed)
     }
 
     /// Commits, unless a statement has failed.
@@ -270,6 +279,24 @@ impl Tx {
             }
         }
         result
+    }
+}
+
+/// A statement that was sent and not answered yet.
+struct InFlight<'a>(&'a AtomicU64);
+
+impl<'a> InFlight<'a> {
+    fn of(tx: &'a Tx) -> Self {
+        if tx.in_flight.fetch_add(1, Ordering::Relaxed) == 0 {
+            tx.round_trips.fetch_add(1, Ordering::Relaxed);
+        }
+        Self(&tx.in_flight)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

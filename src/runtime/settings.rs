@@ -20,7 +20,7 @@ pub struct Settings {
     pub limits: Limits,
     /// Most unacknowledged deliveries per consumer.
     pub prefetch: u16,
-    /// Parallel lanes per consumer; events of one key share a lane.
+    /// Most batches of a consumer at once; never two with one key.
     pub lanes: usize,
     /// Most events of one transaction.
     pub batch: usize,

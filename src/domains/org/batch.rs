@@ -1,8 +1,8 @@
-//! In which steps the events of a micro-batch are applied: users in sets, everything else one by one.
+//! In which steps the events of a micro-batch are applied: users in sets, new memberships side by side, all else one by one.
 
 use std::collections::{HashMap, HashSet};
 
-use super::event::{Change, OrgEvent};
+use super::event::{Change, MembershipKey, OrgEvent};
 use crate::runtime::Received;
 
 /// Events, by their place in the batch, that are applied together.
@@ -10,6 +10,8 @@ use crate::runtime::Received;
 pub(super) enum Step {
     /// Users, written by one statement.
     Users(Vec<usize>),
+    /// New or changed memberships, no two of them the same: their statements are sent without waiting for one another.
+    Memberships(Vec<usize>),
     /// An event of another kind.
     One(usize),
 }
@@ -24,24 +26,36 @@ pub(super) fn steps(events: &[Received<OrgEvent>]) -> Vec<Step> {
     let apart = others.iter().all(|n| !of_users.contains(&key(n)));
     let order = if apart { users.into_iter().chain(others).collect() } else { (0..events.len()).collect::<Vec<_>>() };
     let mut steps = Vec::new();
-    let mut set = Set::default();
+    let (mut users, mut memberships) = (Users::default(), Memberships::default());
     for n in order {
-        match &events[n].event.change {
+        let event = &events[n];
+        let (tenant, directory) = (event.envelope.tenant.as_str(), event.event.directory.as_str());
+        match &event.event.change {
             Change::User { id, values } => {
-                let event = &events[n];
-                let user = (event.envelope.tenant.as_str(), event.event.directory.as_str(), id.as_str());
-                if !set.takes(user, values.is_none()) {
-                    steps.extend(set.end());
+                let user = (tenant, directory, id.as_str());
+                steps.extend(memberships.end());
+                if !users.takes(user, values.is_none()) {
+                    steps.extend(users.end());
                 }
-                set.add(n, user, values.is_none());
+                users.add(n, user, values.is_none());
+            }
+            Change::Membership { key, values: Some(_) } => {
+                let membership = (tenant, directory, key);
+                steps.extend(users.end());
+                if memberships.keys.contains(&membership) {
+                    steps.extend(memberships.end());
+                }
+                memberships.add(n, membership);
             }
             _ => {
-                steps.extend(set.end());
+                steps.extend(users.end());
+                steps.extend(memberships.end());
                 steps.push(Step::One(n));
             }
         }
     }
-    steps.extend(set.end());
+    steps.extend(users.end());
+    steps.extend(memberships.end());
     steps
 }
 
@@ -51,13 +65,13 @@ type User<'a> = (&'a str, &'a str, &'a str);
 /// Users that one statement can write. A deletion has effects of its own on the memberships, so it is the only event about
 /// its user.
 #[derive(Default)]
-struct Set<'a> {
+struct Users<'a> {
     places: Vec<usize>,
     /// Whether the user's event is a deletion.
     users: HashMap<User<'a>, bool>,
 }
 
-impl<'a> Set<'a> {
+impl<'a> Users<'a> {
     fn takes(&self, user: User<'a>, deletion: bool) -> bool {
         self.users.get(&user).is_none_or(|deleted| !deleted && !deletion)
     }
@@ -70,5 +84,24 @@ impl<'a> Set<'a> {
     fn end(&mut self) -> Option<Step> {
         self.users.clear();
         (!self.places.is_empty()).then(|| Step::Users(std::mem::take(&mut self.places)))
+    }
+}
+
+/// Different memberships, by tenant, directory, and user and department.
+#[derive(Default)]
+struct Memberships<'a> {
+    places: Vec<usize>,
+    keys: HashSet<(&'a str, &'a str, &'a MembershipKey)>,
+}
+
+impl<'a> Memberships<'a> {
+    fn add(&mut self, place: usize, membership: (&'a str, &'a str, &'a MembershipKey)) {
+        self.places.push(place);
+        self.keys.insert(membership);
+    }
+
+    fn end(&mut self) -> Option<Step> {
+        self.keys.clear();
+        (!self.places.is_empty()).then(|| Step::Memberships(std::mem::take(&mut self.places)))
     }
 }

@@ -1,6 +1,7 @@
 //! The consumer: what it reads and publishes, and the one place where an event finds its rule.
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use prost::Message;
 use serde::de::DeserializeOwned;
 
@@ -40,7 +41,16 @@ impl Consumer for Org {
         let mut outcomes: Vec<Option<Outcome>> = vec![None; events.len()];
         for step in batch::steps(events) {
             match step {
-                Step::One(n) => outcomes[n] = Some(one(tx, &events[n]).await?),
+                Step::One(n) => {
+                    let (work, verdict) = apply(tx, &events[n]).await?;
+                    outcomes[n] = Some(ended(work, &events[n], verdict).await?);
+                }
+                Step::Memberships(places) => {
+                    let applied = try_join_all(places.iter().map(|&n| apply(tx, &events[n]))).await?;
+                    for (n, (work, verdict)) in places.into_iter().zip(applied) {
+                        outcomes[n] = Some(ended(work, &events[n], verdict).await?);
+                    }
+                }
                 Step::Users(places) => {
                     let mut written = user::write(tx, places.iter().filter_map(|&n| newest(&events[n]))).await?;
                     for n in places {
@@ -74,7 +84,7 @@ async fn told<'a>(
     ended(work, received, verdict).await
 }
 
-async fn one(tx: &Tx, received: &Received<OrgEvent>) -> Result<Outcome, HandleError> {
+async fn apply<'a>(tx: &'a Tx, received: &'a Received<OrgEvent>) -> Result<(Work<'a>, Verdict), HandleError> {
     let OrgEvent { directory, stamp, change } = &*received.event;
     let mut work = Work::new(tx, &received.envelope.tenant, directory);
     let verdict = match change {
@@ -84,7 +94,7 @@ async fn one(tx: &Tx, received: &Received<OrgEvent>) -> Result<Outcome, HandleEr
         Change::Membership { key, values: None } => membership::remove(&mut work, key, stamp).await?,
         Change::User { .. } => Err(DbError::shape("users are written in sets"))?,
     };
-    ended(work, received, verdict).await
+    Ok((work, verdict))
 }
 
 /// The outcome of an event, after what it freed was applied too.

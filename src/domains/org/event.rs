@@ -30,7 +30,7 @@ pub(super) enum Change {
 }
 
 /// Who belongs where.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct MembershipKey {
     pub(super) user_id: String,
     pub(super) department_id: String,

@@ -65,13 +65,22 @@ impl Direct {
 
     /// Applies the events as one micro-batch, and returns how many statements that took.
     pub(crate) async fn statements(&self, events: Vec<Envelope>) -> u64 {
+        self.cost(events, Tx::statements).await
+    }
+
+    /// Applies the events as one micro-batch, and returns how often it waited for the database.
+    pub(crate) async fn round_trips(&self, events: Vec<Envelope>) -> u64 {
+        self.cost(events, Tx::round_trips).await
+    }
+
+    async fn cost(&self, events: Vec<Envelope>, of: fn(&Tx) -> u64) -> u64 {
         let decoded = self.decode(events).unwrap();
         let expected = decoded.len();
         let tx = self.pool.begin().await.unwrap();
         let handled = self.consumer.handle(&tx, decoded).await;
-        let sent = tx.statements();
+        let cost = of(&tx);
         finish(tx, handled, expected).await.unwrap();
-        sent
+        cost
     }
 
     fn decode(&self, events: Vec<Envelope>) -> Result<Vec<(Arc<Envelope>, Decoded)>, Rejection> {

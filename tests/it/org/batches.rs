@@ -22,6 +22,23 @@ async fn a_batch_of_users_takes_one_statement_however_many_they_are() {
     }
 }
 
+/// Each membership still is two statements of its own, but they are sent together.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_memberships_waits_for_the_database_a_few_times_however_many_they_are() {
+    let world = World::new().await;
+    let users: Vec<Said> = (0..100).map(|n| user(&n.to_string(), 1, "a")).collect();
+    world.tell_all("t", &[users, vec![department("d", 1, "")]].concat()).await;
+    let all: Vec<Said> = (0..100).map(|n| member(&n.to_string(), "d", 1)).collect();
+    let mut rest = all.as_slice();
+    for size in [1, 10, 80] {
+        let (batch, left) = rest.split_at(size);
+        let waits = world.round_trips("t", batch).await;
+        assert!(waits <= 3, "{waits} waits for {size} memberships");
+        rest = left;
+    }
+    assert_eq!(world.statements("t", rest).await, 2 * rest.len() as u64, "look and write");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn i5_a_batch_tells_what_its_events_tell_one_by_one_in_their_order() {
     let world = World::new().await;

@@ -64,13 +64,22 @@ impl World {
 
     /// Delivers events as one micro-batch; how many statements it took.
     pub(super) async fn statements(&self, tenant: &str, all: &[Said]) -> u64 {
+        self.direct.statements(self.batch(tenant, all)).await
+    }
+
+    /// Delivers events as one micro-batch; how often it waited for the database.
+    pub(super) async fn round_trips(&self, tenant: &str, all: &[Said]) -> u64 {
+        self.direct.round_trips(self.batch(tenant, all)).await
+    }
+
+    fn batch(&self, tenant: &str, all: &[Said]) -> Vec<Envelope> {
         let number = self.events.fetch_add(1, Ordering::Relaxed);
         let of_tenant = |(n, said): (usize, &Said)| {
             let mut event = event(said, &format!("e{number}-{n}"), None);
             event.tenant = tenant.into();
             event
         };
-        self.direct.statements(all.iter().enumerate().map(of_tenant).collect()).await
+        all.iter().enumerate().map(of_tenant).collect()
     }
 
     /// Delivers events that must all be accepted, and returns what they told downstream.
