@@ -3,6 +3,9 @@
 //! ```text
 //! begin and claim in the inbox → consumer.handle → record what differs → append to the outbox and commit
 //! ```
+//! As long as copies are rare, the first two go together: the consumer handles all events before the claim is answered, which
+//! saves a round trip, and should one of them not be new after all, everything is rolled back and done in turn.
+//!
 //! An attempt has no effect outside its transaction, so every end but `Done` can be followed by another attempt. The claim id
 //! stays the same over the attempts of a batch: should a COMMIT of ours have gone through unseen, its rows are recognised.
 
@@ -11,9 +14,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use futures_util::future::join;
 use uuid::Uuid;
 
 use super::contract::{HandleError, Outcome, Skip};
+use super::copies::Copies;
 use super::dead_letter;
 use super::erased::{AnyConsumer, Decoded};
 use super::inbox::{self, Claim, Fact};
@@ -31,6 +36,8 @@ pub(super) struct Entry {
     pub(super) envelope: Arc<Envelope>,
     pub(super) event: Decoded,
     pub(super) replay_id: Option<Uuid>,
+    /// The broker has delivered it before.
+    pub(super) redelivered: bool,
 }
 
 /// How an attempt ended.
@@ -78,30 +85,21 @@ pub(super) struct Attempter {
     pub(super) pool: Pool,
     pub(super) handler_timeout: Duration,
     pub(super) outbox: outbox::Handover,
+    pub(super) copies: Arc<Copies>,
 }
+
+/// What is ready to be committed.
+type Done = (Vec<Settled>, Vec<OutboxRow>);
 
 impl Attempter {
     /// One attempt at `entries`, whose identities differ.
     pub(super) async fn attempt(&self, claim_id: Uuid, entries: &[Entry]) -> Attempt {
         self.outbox.room().await;
         let started = Instant::now();
-        failpoint::hit("before_begin");
-        let tx = match self.pool.begin_with_first_statement().await {
-            Ok(tx) => tx,
-            Err(error) => return ended_by(error),
+        let (tx, (settled, downstream)) = match self.work(claim_id, entries).await {
+            Ok(worked) => worked,
+            Err(ended) => return ended,
         };
-        let work = AssertUnwindSafe(self.work(&tx, claim_id, entries)).catch_unwind();
-        let worked = match tokio::time::timeout(self.handler_timeout, work).await {
-            Ok(Ok(Ok(done))) => done,
-            Ok(Ok(Err(stop))) => {
-                tx.rollback().await;
-                return stop;
-            }
-            // Dropping the transaction closes its connection: nobody waits for a handler that hangs.
-            Ok(Err(panic)) => return Attempt::Failed(panicked(&*panic)),
-            Err(_) => return Attempt::Failed(timed_out(self.handler_timeout)),
-        };
-        let (settled, downstream) = worked;
         failpoint::hit("before_commit");
         let committed = outbox::append_and_commit(tx, downstream, &self.outbox).await;
         telemetry::db_transaction("apply", started.elapsed());
@@ -115,22 +113,71 @@ impl Attempter {
         }
     }
 
-    async fn work(
-        &self,
-        tx: &Tx,
-        claim_id: Uuid,
-        entries: &[Entry],
-    ) -> Result<(Vec<Settled>, Vec<OutboxRow>), Attempt> {
-        let consumer = self.consumer.name();
-        let keys: Vec<_> = entries.iter().map(|e| (&*e.envelope, fingerprint(&e.envelope))).collect();
-        let claims = inbox::claim(tx, consumer, claim_id, &keys).await.map_err(ended_by)?;
-        failpoint::hit("after_claim");
+    /// All that comes before the commit.
+    async fn work(&self, claim_id: Uuid, entries: &[Entry]) -> Result<(Tx, Done), Attempt> {
+        if self.copies.are_unlikely(entries) {
+            let tx = self.begin().await?;
+            match self.guarded(self.together(&tx, claim_id, entries)).await? {
+                Some(done) => return Ok((tx, done)),
+                None => tx.rollback().await,
+            }
+            self.copies.be_careful();
+        }
+        let tx = self.begin().await?;
+        match self.guarded(self.in_turn(&tx, claim_id, entries)).await? {
+            Ok(done) => Ok((tx, done)),
+            Err(stop) => {
+                tx.rollback().await;
+                Err(stop)
+            }
+        }
+    }
+
+    async fn begin(&self) -> Result<Tx, Attempt> {
+        failpoint::hit("before_begin");
+        self.pool.begin_with_first_statement().await.map_err(ended_by)
+    }
+
+    /// Nobody waits for a handler that hangs, and none takes its lane down. After an error the transaction is dropped, which
+    /// closes its connection.
+    async fn guarded<T>(&self, work: impl Future<Output = T>) -> Result<T, Attempt> {
+        match tokio::time::timeout(self.handler_timeout, AssertUnwindSafe(work).catch_unwind()).await {
+            Ok(Ok(worked)) => Ok(worked),
+            Ok(Err(panic)) => Err(Attempt::Failed(panicked(&*panic))),
+            Err(_) => Err(Attempt::Failed(timed_out(self.handler_timeout))),
+        }
+    }
+
+    /// Handles all events before the claim is answered; `None` when one was not new or anything failed.
+    async fn together(&self, tx: &Tx, claim_id: Uuid, entries: &[Entry]) -> Option<Done> {
+        let all: Vec<&Entry> = entries.iter().collect();
+        // In this order: the claim is sent first.
+        let (claims, outcomes) = join(self.claim(tx, claim_id, entries), self.handle(tx, &all)).await;
+        let claims = claims.ok().filter(|claims| claims.iter().all(|claim| *claim == Claim::New))?;
+        let outcomes = outcomes.ok()?;
+        let downstream = self.write_down(tx, &all, &outcomes).await.ok()?;
+        Some((settle(&claims, outcomes), downstream))
+    }
+
+    /// Handles the events that the claim has found to be new.
+    async fn in_turn(&self, tx: &Tx, claim_id: Uuid, entries: &[Entry]) -> Result<Done, Attempt> {
+        let claims = self.claim(tx, claim_id, entries).await.map_err(ended_by)?;
         let new: Vec<&Entry> = entries.iter().zip(&claims).filter(|(_, c)| **c == Claim::New).map(|(e, _)| e).collect();
         let outcomes = self.handle(tx, &new).await?;
         let downstream = self.write_down(tx, &new, &outcomes).await.map_err(ended_by)?;
         let replays: Vec<Uuid> = entries.iter().filter_map(|e| e.replay_id).collect();
         dead_letter::close_replayed(tx, &replays).await.map_err(ended_by)?;
         Ok((settle(&claims, outcomes), downstream))
+    }
+
+    async fn claim(&self, tx: &Tx, claim_id: Uuid, entries: &[Entry]) -> Result<Vec<Claim>, DbError> {
+        let keys: Vec<_> = entries.iter().map(|e| (&*e.envelope, fingerprint(&e.envelope))).collect();
+        let claims = inbox::claim(tx, self.consumer.name(), claim_id, &keys).await?;
+        failpoint::hit("after_claim");
+        if claims.iter().any(|claim| *claim != Claim::New) {
+            self.copies.be_careful();
+        }
+        Ok(claims)
     }
 
     async fn handle(&self, tx: &Tx, new: &[&Entry]) -> Result<Vec<Handled>, Attempt> {

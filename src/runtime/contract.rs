@@ -111,10 +111,11 @@ pub trait Consumer: Send + Sync + 'static {
     async fn handle_one(&self, tx: &Tx, event: &Received<Self::Event>) -> Result<Outcome, HandleError>;
 
     /// Applies the events of one micro-batch inside `tx`, in order; one outcome each. Consumers that write with set-based SQL
-    /// override it.
+    /// override it. An event may be handed over that turns out to be a copy of an applied one: then everything is rolled back,
+    /// whatever the answer.
     ///
     /// # Errors
-    /// Any error rolls the whole batch back; the runtime then hands each event over alone.
+    /// Any error rolls the whole batch back; the runtime then hands over smaller ones, in the end each event alone.
     async fn handle(&self, tx: &Tx, events: &[Received<Self::Event>]) -> Result<Vec<Outcome>, HandleError> {
         let mut outcomes = Vec::with_capacity(events.len());
         for event in events {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::attempt::Attempter;
+use super::copies::Copies;
 use super::erased::AnyConsumer;
 use super::job::{InFlight, Job};
 use super::lane::Lane;
@@ -93,6 +94,7 @@ pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings,
 fn start_lanes(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, tasks: &mut JoinSet<()>) -> Lanes {
     let settings = &shared.settings;
     let lanes = Lanes::new(settings.batch);
+    let copies = Arc::new(Copies::default());
     for _ in 0..settings.lanes {
         let lane = Lane {
             attempter: Attempter {
@@ -100,6 +102,7 @@ fn start_lanes(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, tasks: &mut Joi
                 pool: shared.pool.clone(),
                 handler_timeout: settings.handler_timeout,
                 outbox: shared.outbox.clone(),
+                copies: copies.clone(),
             },
             settler: Settler {
                 consumer: consumer.name(),

@@ -158,9 +158,12 @@ fn refused(job: &Job) -> Option<Rejection> {
 
 fn entry(job: &Job) -> Option<Entry> {
     match &job.content {
-        Content::Event(envelope, event) => {
-            Some(Entry { envelope: envelope.clone(), event: event.clone(), replay_id: job.history.replay_id })
-        }
+        Content::Event(envelope, event) => Some(Entry {
+            envelope: envelope.clone(),
+            event: event.clone(),
+            replay_id: job.history.replay_id,
+            redelivered: job.delivery.redelivered,
+        }),
         Content::Refused(..) | Content::Unreadable(_) => None,
     }
 }

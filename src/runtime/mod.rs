@@ -5,6 +5,7 @@
 
 mod attempt;
 mod contract;
+mod copies;
 mod dead_letter;
 mod delivery;
 mod drain;

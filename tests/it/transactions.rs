@@ -104,6 +104,7 @@ async fn i3_a_begin_that_goes_with_the_first_statement_makes_one_transaction() {
     for _ in 0..2 {
         let tx = pool.begin_with_first_statement().await.unwrap();
         tx.execute(ADD, &[&"first"]).await.unwrap();
+        assert_eq!(tx.round_trips(), 1);
         tx.execute(ADD, &[&"second"]).await.unwrap();
         tx.rollback().await;
         assert_eq!(rows(&pool).await, 0, "both are undone");
