@@ -177,7 +177,7 @@ pub async fn queue_depths(link: &Link, queues: &[String]) -> Result<Vec<u32>, Br
     Ok(depths)
 }
 
-async fn close(channel: &Channel) {
+pub(super) async fn close(channel: &Channel) {
     let closing = channel.close(200, "bye".into());
     if let Err(error) = bounded("close a channel", ANSWER_WITHIN, closing).await {
         tracing::debug!(%error, "the channel was gone before it was closed");
