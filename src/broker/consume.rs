@@ -88,6 +88,11 @@ impl Subscription {
         bounded("cancel the consumer", ANSWER_WITHIN, cancel).await
     }
 
+    /// Whether the channel still lives, as far as is known.
+    pub fn is_connected(&self) -> bool {
+        self.channel.status().connected()
+    }
+
     /// Closes the channel: what was not acknowledged goes back to the queue.
     pub async fn close(self) {
         if let Err(error) = self.acks.flush().await {

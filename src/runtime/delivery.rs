@@ -148,8 +148,9 @@ impl Running {
             let wanted = self.wanted(layout);
             readers.want(&wanted);
             telemetry::partitions_held(name, readers.partitions());
-            if !wanted.is_empty() && readers.are_subscribed(&wanted) {
+            if shared.share.is_known(layout) && readers.are_subscribed(&wanted) {
                 pacing.reset();
+                telemetry::connected(name, !wanted.is_empty());
                 self.report_connected(layout);
             }
             tokio::select! {
@@ -185,7 +186,6 @@ impl Running {
 
     fn report_connected(&self, layout: Layout) {
         let name = self.consumer.name();
-        telemetry::connected(name, true);
         telemetry::prefetch(name, self.shared.settings.prefetch);
         let advice = self.own.differs_from(layout);
         let check = advice.clone().map_or(Check::Ok, Check::Advised);

@@ -58,6 +58,9 @@ impl Reader {
         if let Err(error) = self.consume(&mut subscription, &stop).await {
             return Ended::Lost(error);
         }
+        if !subscription.is_connected() {
+            return Ended::Drained;
+        }
         self.drain(&subscription).await;
         subscription.close().await;
         Ended::Drained

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use onceflow::app::App;
 use onceflow::broker::{Outgoing, publish_once, queue_states};
+use onceflow::dev::servers::{Options, Servers};
 use onceflow::domains;
 use onceflow::message::Message;
 use onceflow::runtime::{AnyConsumer, erase};
@@ -17,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::probe::EVENT;
 use crate::harness::service::Service;
-use crate::harness::{Probe, SOON, Stack, Wishes, connect, eventually};
+use crate::harness::{Probe, SOON, Stack, Wishes, connect, eventually, project};
 
 const TYPE: &str = "org.user.upserted.v1";
 const APPLIED: &str = "SELECT count(*) FROM onceflow.inbox WHERE outcome = 'applied'";
@@ -414,4 +415,39 @@ async fn a_retried_event_of_a_partitioned_consumer_comes_back_through_the_plain_
     stack.publish(EVENT, "stubborn", &json!({"do": "retry"})).await;
     assert_eq!(stack.death("stubborn").await, ("exhausted".to_owned(), "asked_for".to_owned()));
     assert_eq!(stack.count("SELECT attempts::bigint FROM onceflow.dead_letter").await, 3);
+}
+
+/// What the broker itself has to do with it: its plugin, and its memory of which key belongs to which queue.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_finds_its_partition_again_after_a_restart_of_the_broker_and_a_missing_plugin_is_named() {
+    let project = project();
+    let options = Options { name: "own", postgres: false, rabbitmq: true };
+    let mut servers = Servers::start(project.path(), options, &|_| {}).await.unwrap();
+    let amqp_url = servers.amqp_url();
+    let settings = "[consumers.org]\npartitions = 12\n".to_owned();
+    let stack = Stack::prepare(&domains::consumers(), Wishes { amqp_url, settings, ..Wishes::default() }).await;
+    let rabbitmq = servers.rabbitmq.as_mut().unwrap();
+
+    let registry = |what: &str, end: &str| format!("rabbit_registry:{what}(exchange, <<\"x-consistent-hash\">>{end}).");
+    rabbitmq.ctl(&["eval", &registry("unregister", "")]).await.unwrap();
+    let check = onceflow(&stack, 12, &["check"]).await;
+    assert_eq!(code(&check), 1, "{}", stderr(&check));
+    let table = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(table.contains("rabbitmq-plugins enable rabbitmq_consistent_hash_exchange"), "{table}");
+    rabbitmq.ctl(&["eval", &registry("register", ", rabbit_exchange_type_consistent_hash")]).await.unwrap();
+    let check = onceflow(&stack, 12, &["check"]).await;
+    assert_eq!(code(&check), 0, "{}", stderr(&check));
+
+    let like = stack.plain(TYPE, "", &json!({}));
+    let published = async || {
+        stack.publish_all((0..KEYS).map(|key| user(&like, key, 1)).collect()).await;
+        let states = queue_states(&stack.link, &partitions(&stack, "org", 12)).await.unwrap();
+        states.into_iter().flatten().map(|state| state.ready).collect::<Vec<u32>>()
+    };
+    let once = published().await;
+    rabbitmq.stop().await.unwrap();
+    rabbitmq.start().await.unwrap();
+    let twice: Vec<u32> = once.iter().map(|ready| ready * 2).collect();
+    assert_eq!(published().await, twice);
+    servers.stop().await.unwrap();
 }

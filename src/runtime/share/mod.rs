@@ -72,9 +72,8 @@ impl Share {
                 break;
             }
             announced = true;
-            match stop.run_until_cancelled(self.look(pool)).await {
-                Some(Err(error)) => tracing::debug!(%error, "the replicas could not be looked up; the share stays"),
-                Some(Ok(())) | None => {}
+            if let Some(Err(error)) = stop.run_until_cancelled(self.look(pool)).await {
+                tracing::debug!(%error, "the replicas could not be looked up; the share stays");
             }
             stop.run_until_cancelled(tokio::time::sleep(ANNOUNCE_EVERY)).await;
         }
@@ -99,6 +98,11 @@ impl Share {
             Some(rank) => layout.partition_numbers().filter(|i| rank.takes(*i)).collect(),
             None => Vec::new(),
         }
+    }
+
+    /// Whether enough is known to say what is ours.
+    pub(super) fn is_known(&self, layout: Layout) -> bool {
+        !layout.is_shared() || self.known.borrow().place.is_some()
     }
 
     /// Whether this replica reads the plain queue: every one does, but on the way between two numbers of partitions one alone,
