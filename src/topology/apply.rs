@@ -77,8 +77,10 @@ impl<'a> Apply<'a> {
     /// The database is away.
     pub async fn leave(&self) -> Result<(), DbError> {
         let tx = self.subject.pool.begin().await?;
-        control::release(&tx, self.subject.name(), (self.actor, REASON)).await?;
-        self.mover.give_back(&tx).await?;
+        // Otherwise the pause is that of an apply which has taken over.
+        if self.mover.give_back(&tx).await? {
+            control::release(&tx, self.subject.name(), (self.actor, REASON)).await?;
+        }
         committed(tx).await
     }
 
@@ -193,6 +195,7 @@ impl<'a> Apply<'a> {
 
     pub(super) async fn resume(&self) -> Result<(), ApplyError> {
         let tx = self.subject.pool.begin().await?;
+        self.renewed(&tx).await?;
         control::release(&tx, self.subject.name(), (self.actor, REASON)).await?;
         Ok(committed(tx).await?)
     }

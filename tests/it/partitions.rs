@@ -198,23 +198,47 @@ async fn apply(stack: &Stack, wanted: u16) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i5_the_order_per_key_holds_while_replicas_join_leave_and_die() {
     let stack = prepared(4).await;
-    let first = Service::start(stack.config_file(), "");
-    until_read(&stack, &partitions(&stack, "org", 4), 1).await;
-    let producer = Producer::start(&stack).await;
-    more(&stack, 200).await;
-    let second = Service::start(stack.config_file(), "");
-    stack.until_count(REPLICAS, 2).await;
-    more(&stack, 400).await;
-    first.stop().await;
-    more(&stack, 200).await;
-    let third = Service::start(stack.config_file(), "");
-    stack.until_count(REPLICAS, 2).await;
-    more(&stack, 400).await;
-    second.kill().await;
+    let (producer, last) = replicas_come_and_go(&stack).await;
+    let versions = producer.stop().await;
+    everything_came_in_order(&stack, versions).await;
+    last.kill().await;
+}
+
+/// A node of its own: one that many virtual hosts with quorum queues come and go on loses its hold of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i5_the_same_holds_on_quorum_queues_and_while_they_move() {
+    let project = project();
+    let options = Options { name: "quorum", postgres: false, rabbitmq: true };
+    let servers = Servers::start(project.path(), options, &|_| {}).await.unwrap();
+    let settings = "[topology]\nqueue_type = \"quorum\"\n[consumers.org]\npartitions = 4\n".to_owned();
+    let wishes = Wishes { amqp_url: servers.amqp_url(), settings, ..Wishes::default() };
+    let stack = Stack::prepare(&domains::consumers(), wishes).await;
+    let (producer, last) = replicas_come_and_go(&stack).await;
+    apply(&stack, 2).await;
     more(&stack, 200).await;
     let versions = producer.stop().await;
     everything_came_in_order(&stack, versions).await;
-    third.kill().await;
+    last.kill().await;
+    servers.stop().await.unwrap();
+}
+
+/// Under load; one of the replicas is left.
+async fn replicas_come_and_go(stack: &Stack) -> (Producer, Service) {
+    let first = Service::start(stack.config_file(), "");
+    until_read(stack, &partitions(stack, "org", 4), 1).await;
+    let producer = Producer::start(stack).await;
+    more(stack, 200).await;
+    let second = Service::start(stack.config_file(), "");
+    stack.until_count(REPLICAS, 2).await;
+    more(stack, 400).await;
+    first.stop().await;
+    more(stack, 200).await;
+    let third = Service::start(stack.config_file(), "");
+    stack.until_count(REPLICAS, 2).await;
+    more(stack, 400).await;
+    second.kill().await;
+    more(stack, 200).await;
+    (producer, third)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -372,6 +396,7 @@ async fn a_wish_that_differs_from_the_layout_changes_nothing_until_it_is_applied
     let plan = plan(&stack, 4).await;
     assert_eq!((&plan["partitions"], &plan["wanted"]), (&json!(1), &json!(4)));
     assert!(!plan["steps"].as_array().unwrap().is_empty());
+    assert_eq!(code(&onceflow(&stack, 4, &["topology", "plan", "--consumer", "nobody"]).await), 3);
     assert!(!exists(&stack, "onceflow.org.0").await);
     let like = stack.plain(TYPE, "", &json!({}));
     stack.publish_all((0..KEYS).map(|key| user(&like, key, 1)).collect()).await;

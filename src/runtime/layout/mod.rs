@@ -162,11 +162,11 @@ impl Mover {
         store::take(tx, &self.consumer, self.id, self.ttl.as_secs_f64()).await
     }
 
-    /// Lets others move it at once.
+    /// Lets others move it at once. False when another apply has it.
     ///
     /// # Errors
     /// The database is away; the right ends by itself.
-    pub async fn give_back(&self, tx: &Tx) -> Result<(), DbError> {
+    pub async fn give_back(&self, tx: &Tx) -> Result<bool, DbError> {
         store::give_back(tx, &self.consumer, self.id).await
     }
 

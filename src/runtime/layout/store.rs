@@ -58,8 +58,9 @@ pub(super) async fn take(tx: &Tx, consumer: &str, mover: Uuid, seconds: f64) -> 
     Ok(tx.query_opt(TAKE, &[&consumer, &mover, &seconds]).await?.as_ref().map(layout))
 }
 
-pub(super) async fn give_back(tx: &Tx, consumer: &str, mover: Uuid) -> Result<(), DbError> {
-    tx.execute(GIVE_BACK, &[&consumer, &mover]).await.map(|_| ())
+/// False when another mover has it.
+pub(super) async fn give_back(tx: &Tx, consumer: &str, mover: Uuid) -> Result<bool, DbError> {
+    Ok(tx.execute(GIVE_BACK, &[&consumer, &mover]).await? == 1)
 }
 
 /// False when the mover has lost the row.
