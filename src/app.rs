@@ -20,7 +20,7 @@ use crate::db::{self, Pool};
 use crate::health::{Check, Health};
 use crate::outbox::{Handover, Relay, RelaySettings};
 use crate::runtime::{
-    ABORT_MARGIN, AnyConsumer, Pauses, Shared, consumer_topology, egress_topology, run_consumer, run_drain,
+    ABORT_MARGIN, AnyConsumer, Pauses, Share, Shared, egress_topology, fixed_topology, run_consumer, run_drain,
 };
 use crate::telemetry::{self, MetricsHandle};
 
@@ -93,7 +93,10 @@ impl App {
         let state = admin_state(config, &consumers, admin_pool.clone(), (&health, &pauses, &handover));
         let addresses = serve(config, state, metrics, (&mut service, &stops.service)).await?;
         service.spawn(watch_database(admin_pool.clone(), health.clone(), stops.service.clone()));
-        service.spawn(follow_pauses(admin_pool, pauses.clone(), config.runtime.look_for_pauses, stops.service.clone()));
+        let every = config.runtime.look_for_pauses;
+        service.spawn(follow_pauses(admin_pool.clone(), pauses.clone(), every, stops.service.clone()));
+        let share = Arc::new(Share::default());
+        service.spawn(follow_share(admin_pool, share.clone(), stops.intake.clone()));
 
         let shared = Shared {
             settings: Arc::new(config.runtime.clone()),
@@ -103,6 +106,7 @@ impl App {
             outbox: handover.clone(),
             health: health.clone(),
             pauses,
+            share,
             stop: stops.intake.clone(),
             abort: stops.abort.clone(),
         };
@@ -253,6 +257,11 @@ async fn follow_pauses(pool: Pool, pauses: Pauses, every: Duration, stop: Cancel
     pauses.follow(&pool, every, &stop).await;
 }
 
+/// Ends with the intake, so that the other replicas wait in line before this one closes its channels.
+async fn follow_share(pool: Pool, share: Arc<Share>, stop: CancellationToken) {
+    share.follow(&pool, &stop).await;
+}
+
 /// Consumers start once the schema is there and the pauses are known: a paused one must not read a single message.
 fn start_intake(
     config: &Config,
@@ -263,8 +272,7 @@ fn start_intake(
     let mut tasks = JoinSet::new();
     for (consumer, own) in consumers.into_iter().zip(config.consumers.clone()) {
         let name = consumer.name();
-        let topology = consumer_topology(&config.runtime, &own, consumer.bindings());
-        let retries = Arc::new(Publisher::new(publish.clone(), topology));
+        let retries = Arc::new(Publisher::new(publish.clone(), fixed_topology(&config.runtime, name)));
         let for_drain = Shared { retries, ..shared.clone() };
         let for_consumer = for_drain.clone();
         tasks.spawn(async move {

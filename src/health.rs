@@ -10,6 +10,8 @@ use tokio::sync::watch;
 pub enum Check {
     /// Works.
     Ok,
+    /// Works, and an operator should do something all the same.
+    Advised(String),
     /// An operator stopped it; the process is still ready.
     Paused(String),
     /// Doesn't work yet, or no longer: says what it waits for.
@@ -51,7 +53,7 @@ impl Health {
     pub fn waiting(&self) -> Vec<String> {
         let waits = |(name, check): (&String, &Check)| match check {
             Check::Waiting(why) => Some(format!("{name}: {why}")),
-            Check::Ok | Check::Paused(_) => None,
+            Check::Ok | Check::Advised(_) | Check::Paused(_) => None,
         };
         self.lock().iter().filter_map(waits).collect()
     }

@@ -21,3 +21,4 @@ mod pacing;
 pub mod replay;
 pub mod runtime;
 pub mod telemetry;
+pub mod topology;

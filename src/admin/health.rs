@@ -39,6 +39,7 @@ pub(super) fn reports(checks: &BTreeMap<String, Check>) -> BTreeMap<String, Chec
 fn report(check: &Check) -> CheckReport {
     let (state, why) = match check {
         Check::Ok => ("ok", None),
+        Check::Advised(what) => ("ok", Some(what.clone())),
         Check::Paused(why) => ("paused", Some(why.clone())),
         Check::Waiting(why) => ("waiting", Some(why.clone())),
     };

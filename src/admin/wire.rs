@@ -118,6 +118,9 @@ pub struct ConsumerReport {
     pub state: String,
     /// Why it isn't running.
     pub why: Option<String>,
+    /// Queues that its events are spread over; absent when the database is away, or nobody has laid them out yet.
+    #[serde(default)]
+    pub partitions: Option<u16>,
     /// Deliveries settled by this process since its start, by outcome.
     pub since_start: BTreeMap<String, u64>,
     /// Open dead letters; absent when the database is away.

@@ -88,6 +88,11 @@ impl Subscription {
         bounded("cancel the consumer", ANSWER_WITHIN, cancel).await
     }
 
+    /// Whether the channel still lives, as far as is known.
+    pub fn is_connected(&self) -> bool {
+        self.channel.status().connected()
+    }
+
     /// Closes the channel: what was not acknowledged goes back to the queue.
     pub async fn close(self) {
         if let Err(error) = self.acks.flush().await {
@@ -177,7 +182,7 @@ pub async fn queue_depths(link: &Link, queues: &[String]) -> Result<Vec<u32>, Br
     Ok(depths)
 }
 
-async fn close(channel: &Channel) {
+pub(super) async fn close(channel: &Channel) {
     let closing = channel.close(200, "bye".into());
     if let Err(error) = bounded("close a channel", ANSWER_WITHIN, closing).await {
         tracing::debug!(%error, "the channel was gone before it was closed");

@@ -2,29 +2,33 @@
 
 use std::time::Duration;
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 
+use super::consume::close;
 use super::error::{BrokerError, bounded};
 use super::link::{ANSWER_WITHIN, Link};
 
 /// What a part of the program needs on the broker.
 #[derive(Debug, Clone, Default)]
 pub struct Topology {
-    /// Topic exchanges.
+    /// Exchanges.
     pub exchanges: Vec<ExchangeSpec>,
     /// Queues.
     pub queues: Vec<QueueSpec>,
-    /// Bindings.
+    /// Bindings of queues.
     pub bindings: Vec<Binding>,
+    /// Bindings of exchanges, made last: what comes through them finds every queue bound.
+    pub exchange_bindings: Vec<ExchangeBinding>,
 }
 
-/// A durable topic exchange.
+/// A durable exchange.
 #[derive(Debug, Clone)]
 pub struct ExchangeSpec {
-    /// Its name.
-    pub name: String,
+    name: String,
+    /// Spreads over its queues by the hash of this header; a topic exchange without.
+    hash_header: Option<&'static str>,
 }
 
 /// How a queue stores its messages.
@@ -49,20 +53,52 @@ pub struct QueueSpec {
     pub dead_letter_to: Option<String>,
     /// Deliveries before a quorum queue gives up on a message. Always set: the default changed to 20 in RabbitMQ 4.0.
     pub delivery_limit: i64,
+    /// One consumer at a time gets its messages, in order; the others wait in line.
+    pub single_active_consumer: bool,
 }
 
-/// A queue's binding to a topic exchange.
+/// A queue's binding to an exchange.
 #[derive(Debug, Clone)]
 pub struct Binding {
     /// The queue.
     pub queue: String,
     /// The exchange.
     pub exchange: String,
+    /// The pattern, or the weight where the exchange hashes.
+    pub pattern: String,
+}
+
+/// An exchange's binding to a topic exchange.
+#[derive(Debug, Clone)]
+pub struct ExchangeBinding {
+    /// Where messages come from.
+    pub from: String,
+    /// Where they go.
+    pub to: String,
     /// The pattern.
     pub pattern: String,
 }
 
 impl Topology {
+    /// Adds another part.
+    pub fn extend(&mut self, part: Self) {
+        self.exchanges.extend(part.exchanges);
+        self.queues.extend(part.queues);
+        self.bindings.extend(part.bindings);
+        self.exchange_bindings.extend(part.exchange_bindings);
+    }
+
+    /// Declares everything, on a channel of its own. Safe to repeat.
+    ///
+    /// # Errors
+    /// The broker is away, or the first refusal.
+    pub async fn declare_now(&self, link: &Link) -> Result<(), BrokerError> {
+        let channel = link.channel_now().await?;
+        self.declare(&channel).await?;
+        close(&channel).await;
+        Ok(())
+    }
+
     /// Declares everything on `channel`. Safe to repeat.
     ///
     /// # Errors
@@ -75,6 +111,9 @@ impl Topology {
             queue.declare(channel).await?;
         }
         for binding in &self.bindings {
+            binding.declare(channel).await?;
+        }
+        for binding in &self.exchange_bindings {
             binding.declare(channel).await?;
         }
         Ok(())
@@ -98,6 +137,10 @@ impl Topology {
             let refused = binding.declare(&link.channel_now().await?).await.err();
             refusals.extend(refused.map(|e| explain("binding of queue", &binding.queue, &e)));
         }
+        for binding in &self.exchange_bindings {
+            let refused = binding.declare(&link.channel_now().await?).await.err();
+            refusals.extend(refused.map(|e| explain("binding of exchange", &binding.to, &e)));
+        }
         Ok(refusals)
     }
 }
@@ -117,12 +160,39 @@ pub(super) fn explain(what: &str, name: &str, error: &BrokerError) -> String {
 }
 
 impl ExchangeSpec {
+    /// A topic exchange.
+    pub fn topic(name: impl Into<String>) -> Self {
+        Self { name: name.into(), hash_header: None }
+    }
+
+    /// An exchange that sends messages with the same value of a header to the same queue.
+    pub fn hash(name: impl Into<String>, header: &'static str) -> Self {
+        Self { name: name.into(), hash_header: Some(header) }
+    }
+
     async fn declare(&self, channel: &Channel) -> Result<(), BrokerError> {
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-        let work =
-            channel.exchange_declare(self.name.as_str().into(), ExchangeKind::Topic, options, FieldTable::default());
-        bounded("declare an exchange", ANSWER_WITHIN, work).await
+        let mut arguments = FieldTable::default();
+        let kind = match self.hash_header {
+            None => ExchangeKind::Topic,
+            Some(header) => {
+                arguments.insert("hash-header".into(), text(header));
+                ExchangeKind::Custom("x-consistent-hash".to_owned())
+            }
+        };
+        let work = channel.exchange_declare(self.name.as_str().into(), kind, options, arguments);
+        match bounded("declare an exchange", ANSWER_WITHIN, work).await {
+            // A type that the broker doesn't know costs the whole connection.
+            Err(error) if self.hash_header.is_some() && error.is_command_invalid() => {
+                Err(BrokerError::no_hash_exchange())
+            }
+            declared => declared,
+        }
     }
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.as_bytes().to_vec().into())
 }
 
 impl QueueSpec {
@@ -137,10 +207,12 @@ impl QueueSpec {
         let mut set = |key: &'static str, value: AMQPValue| {
             table.insert(key.into(), value);
         };
-        let text = |value: &str| AMQPValue::LongString(value.as_bytes().to_vec().into());
         if self.kind == QueueKind::Quorum {
             set("x-queue-type", text("quorum"));
             set("x-delivery-limit", AMQPValue::LongLongInt(self.delivery_limit));
+        }
+        if self.single_active_consumer {
+            set("x-single-active-consumer", AMQPValue::Boolean(true));
         }
         if let Some(ttl) = self.ttl {
             let millis = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
@@ -170,5 +242,14 @@ impl Binding {
             FieldTable::default(),
         );
         bounded("bind a queue", ANSWER_WITHIN, work).await
+    }
+}
+
+impl ExchangeBinding {
+    async fn declare(&self, channel: &Channel) -> Result<(), BrokerError> {
+        let (to, from) = (self.to.as_str().into(), self.from.as_str().into());
+        let pattern = self.pattern.as_str().into();
+        let work = channel.exchange_bind(to, from, pattern, ExchangeBindOptions::default(), FieldTable::default());
+        bounded("bind an exchange", ANSWER_WITHIN, work).await
     }
 }

@@ -18,6 +18,7 @@ enum Kind {
     Settings(super::SettingsError),
     Ended,
     TooLong(&'static str),
+    NoHashExchange,
 }
 
 impl BrokerError {
@@ -33,12 +34,16 @@ impl BrokerError {
         Self { doing: "connect", kind: Kind::Settings(error) }
     }
 
-    pub(super) fn ended(doing: &'static str) -> Self {
+    pub(crate) fn ended(doing: &'static str) -> Self {
         Self { doing, kind: Kind::Ended }
     }
 
     pub(super) fn too_long(what: &'static str) -> Self {
         Self { doing: "publish", kind: Kind::TooLong(what) }
+    }
+
+    pub(super) fn no_hash_exchange() -> Self {
+        Self { doing: "declare an exchange", kind: Kind::NoHashExchange }
     }
 
     /// The AMQP reply code, where the broker sent one.
@@ -67,6 +72,16 @@ impl BrokerError {
         self.reply_code() == Some(403)
     }
 
+    /// The broker doesn't know what was asked for (503), such as an exchange type whose plugin is off.
+    pub(super) fn is_command_invalid(&self) -> bool {
+        self.reply_code() == Some(503)
+    }
+
+    /// The broker is there and says no, or can't do it.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.kind, Kind::NoHashExchange) || self.reply_code().is_some_and(|code| (402..500).contains(&code))
+    }
+
     /// The message itself was refused: too large, or a frame the broker can't read. Sending it again can't work.
     pub fn blames_the_message(&self) -> bool {
         matches!(self.kind, Kind::TooLong(_)) || matches!(self.reply_code(), Some(406 | 501 | 502))
@@ -84,6 +99,12 @@ impl std::fmt::Display for BrokerError {
             Kind::Silent(waited) => write!(f, "broker: {doing}: no answer within {} ms", waited.as_millis()),
             Kind::Settings(e) => write!(f, "broker: {e}"),
             Kind::Ended => write!(f, "broker: {doing}: the channel was closed"),
+            Kind::NoHashExchange => write!(
+                f,
+                "broker: {doing}: it has no exchange type x-consistent-hash, which partitions need: its plugin \
+                 rabbitmq_consistent_hash_exchange is not enabled. Run `rabbitmq-plugins enable \
+                 rabbitmq_consistent_hash_exchange` on every node"
+            ),
             Kind::TooLong(what) => write!(f, "broker: {doing}: the {what} is longer than AMQP allows (255 bytes)"),
         }
     }

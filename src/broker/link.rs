@@ -65,6 +65,17 @@ impl Link {
         Self { settings, purpose, health, current: Mutex::new(None) }
     }
 
+    /// A link of its own to the same broker, for what may cost the connection.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self::new(self.settings.clone(), self.purpose, Arc::new(Health::default()))
+    }
+
+    /// Waits until the broker can be reached. False when `stop` came first.
+    pub async fn ready(&self, stop: &CancellationToken) -> bool {
+        self.channel(stop).await.is_some()
+    }
+
     /// A new channel; connects for as long as it takes. `None` when `stop` came first.
     pub(super) async fn channel(&self, stop: &CancellationToken) -> Option<Channel> {
         tokio::select! {

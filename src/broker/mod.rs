@@ -7,13 +7,15 @@ mod declare;
 mod error;
 mod link;
 mod publish;
+mod rearrange;
 mod settings;
 
 pub use acks::acknowledge;
 pub use consume::{Delivery, Subscription, queue_depths};
-pub use declare::{Binding, ExchangeSpec, QueueKind, QueueSpec, Topology};
+pub use declare::{Binding, ExchangeBinding, ExchangeSpec, QueueKind, QueueSpec, Topology};
 pub use error::BrokerError;
 pub use link::{Link, Purpose};
 pub(crate) use publish::REPLAY_ID;
 pub use publish::{Fate, Outgoing, PublishError, Publisher, publish_once};
+pub use rearrange::{QueueState, delete_exchange, delete_queues, queue_states, unbind};
 pub use settings::{Settings, SettingsError};

@@ -8,19 +8,21 @@ use serde::Serialize;
 use super::context::Context;
 use super::exit::{Ending, Exit, Failure};
 use super::output::Rows;
-use crate::broker::{Link, Purpose, Topology};
+use crate::broker::{Link, Purpose};
 use crate::config::{Config, Role};
 use crate::db;
 use crate::domains;
 use crate::health::Health;
-use crate::runtime::{consumer_topology, egress_topology};
+use crate::runtime::layout::{self, Layout};
+use crate::runtime::{Place, Unavailable, egress_topology};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   onceflow check
   onceflow check -o json | jq '.items[] | select(.state != \"ok\")'
 
-Exchanges, queues and bindings that are missing are declared by the check, as `onceflow run` would do.
+Exchanges, queues and bindings that are missing are declared by the check, as `onceflow run` would do. On a new
+installation it decides how many partitions each consumer has; later only `onceflow topology apply` changes that.
 Exit codes: 6 configuration, 7 broker or database unreachable, 1 anything else that is not ok.";
 
 #[derive(Debug, Serialize)]
@@ -53,7 +55,8 @@ pub(super) async fn run(context: &Context) -> Ending {
     let place = config.file.as_ref().map_or_else(|| "environment and defaults".to_owned(), |f| f.display().to_string());
     let mut items = vec![Finding::ok("configuration", place)];
     items.extend(database(&config, context.timeout).await);
-    items.extend(broker(&config, context.timeout).await);
+    let migrated = items.iter().any(|finding| finding.check == "migrations" && finding.state == "ok");
+    items.extend(broker(&config, migrated, context.timeout).await);
     let report = Report { items };
     context.out.data("onceflow.check/1", &report, || table(&report))?;
     let count = |state: &str| report.items.iter().filter(|f| f.state == state).count();
@@ -87,27 +90,53 @@ async fn database(config: &Config, within: Duration) -> Vec<Finding> {
     }
 }
 
-async fn broker(config: &Config, within: Duration) -> Vec<Finding> {
+async fn broker(config: &Config, migrated: bool, within: Duration) -> Vec<Finding> {
     let address = config.broker.address();
     let link = Link::new(config.broker.clone(), Purpose::Consume, Arc::new(Health::default()));
-    let declared = tokio::time::timeout(within, topology(config).declare_all(&link)).await;
-    let findings = match declared {
-        Ok(Ok(refusals)) => {
-            let mut findings = vec![Finding::ok("broker", address)];
-            if refusals.is_empty() {
-                findings.push(Finding::ok("topology", "as configured"));
-            }
-            // The refusal says what differs and what to do.
-            findings.extend(
-                refusals.into_iter().map(|r| Finding { remedy: None, ..Finding::bad("topology", "fail", r, "") }),
-            );
-            findings
+    let findings = match tokio::time::timeout(within, declare(config, migrated, &link)).await {
+        Ok(Ok(findings)) => findings,
+        Ok(Err(Unavailable::Database(error))) => {
+            vec![Finding::bad("topology", "fail", error.to_string(), "mend the database, then check again")]
         }
-        Ok(Err(error)) => vec![unreachable(format!("{address}: {error}"))],
+        Ok(Err(Unavailable::Broker(error))) => vec![unreachable(format!("{address}: {error}"))],
         Err(_) => vec![unreachable(format!("{address}: no answer within {within:?}"))],
     };
     link.close().await;
     findings
+}
+
+/// Declares everything that a running service does, as the stored layouts say.
+async fn declare(config: &Config, migrated: bool, link: &Link) -> Result<Vec<Finding>, Unavailable> {
+    let mut refusals = egress_topology(&config.runtime.names).declare_all(link).await?;
+    let mut findings = vec![Finding::ok("broker", config.broker.address())];
+    if !migrated {
+        let detail = "how many queues each consumer has is stored in the database";
+        findings.push(Finding::bad("topology", "fail", detail, "mend the database first, then check again"));
+        return Ok(findings);
+    }
+    let Ok(pool) = config.database.pool(Role::Admin) else { return Ok(findings) };
+    let mut advice = Vec::new();
+    for consumer in domains::consumers() {
+        let Some(own) = config.consumers.iter().find(|c| c.name == consumer.name()) else { continue };
+        let place = Place { settings: &config.runtime, own, patterns: consumer.bindings() };
+        let (layout, refused) = layout::lay_out_all(&pool, link, place).await?;
+        refusals.extend(refused);
+        advice.extend(own.differs_from(layout).map(|differs| advised(&differs, layout)));
+    }
+    if refusals.is_empty() {
+        findings.push(Finding::ok("topology", "as stored"));
+    }
+    findings.extend(advice);
+    // The refusal says what differs and what to do.
+    findings.extend(refusals.into_iter().map(|r| Finding { remedy: None, ..Finding::bad("topology", "fail", r, "") }));
+    Ok(findings)
+}
+
+/// A wish that isn't met is no failure: the service works with what there is.
+fn advised(differs: &str, layout: Layout) -> Finding {
+    let detail = differs.rsplit_once(": ").map_or(differs, |(detail, _)| detail);
+    let remedy = if layout.moving_to.is_some() { "onceflow topology apply" } else { "onceflow topology plan" };
+    Finding { remedy: Some(remedy.to_owned()), ..Finding::ok("partitions", detail) }
 }
 
 fn unreachable(detail: String) -> Finding {
@@ -117,19 +146,6 @@ fn unreachable(detail: String) -> Finding {
         detail,
         "broker.url or ONCEFLOW_AMQP_URL; is the server up, may the user log in?",
     )
-}
-
-/// Everything that a running service declares.
-fn topology(config: &Config) -> Topology {
-    let mut all = egress_topology(&config.runtime.names);
-    for consumer in domains::consumers() {
-        let Some(own) = config.consumers.iter().find(|c| c.name == consumer.name()) else { continue };
-        let part = consumer_topology(&config.runtime, own, consumer.bindings());
-        all.exchanges.extend(part.exchanges);
-        all.queues.extend(part.queues);
-        all.bindings.extend(part.bindings);
-    }
-    all
 }
 
 fn table(report: &Report) -> Rows {

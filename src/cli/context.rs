@@ -94,9 +94,13 @@ impl Context {
     /// A client of the running service.
     pub(super) fn client(&self) -> Result<Client, Failure> {
         let (url, token) = self.server()?;
+        Client::new(&Server { url, token, actor: self.actor(), timeout: self.timeout })
+    }
+
+    /// Who acts, for the audit.
+    pub(super) fn actor(&self) -> String {
         let actor = self.global.actor.clone().or_else(|| variable("USER")).filter(|name| !name.trim().is_empty());
-        let actor = actor.unwrap_or_else(|| "unknown".to_owned());
-        Client::new(&Server { url, token, actor, timeout: self.timeout })
+        actor.unwrap_or_else(|| "unknown".to_owned())
     }
 
     /// The flag, else the service that the configuration here describes, else the default.
@@ -135,7 +139,7 @@ fn reachable(mut listen: std::net::SocketAddr) -> std::net::SocketAddr {
 }
 
 /// `30s`, `500ms`, `1m 30s`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration =
         text.parse().map_err(|_| "a time such as 30s, 500ms or 2m is needed".to_owned())?;
     let span = Duration::try_from(span).map_err(|_| "a time can't be negative".to_owned())?;

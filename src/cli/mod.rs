@@ -15,6 +15,7 @@ mod output;
 mod run;
 mod status;
 mod topics;
+mod topology;
 mod version;
 
 use clap::{Parser, Subcommand};
@@ -63,6 +64,9 @@ enum Command {
     /// The outbox and the rows that the broker would not take.
     #[command(subcommand)]
     Outbox(outbox::Command),
+    /// How many queues a consumer has: compare with the configuration, move while it runs.
+    #[command(subcommand)]
+    Topology(topology::Command),
     /// Completions for a shell.
     #[command(after_help = completion::EXAMPLES)]
     Completion(completion::Args),
@@ -101,6 +105,7 @@ async fn carry_out(context: &Context, command: Command) -> Ending {
         Command::Dlq(command) => dlq::run(context, command).await,
         Command::Consumers(command) => consumers::run(context, command).await,
         Command::Outbox(command) => outbox::run(context, command).await,
+        Command::Topology(command) => topology::run(context, &command).await,
         Command::Completion(args) => completion::run(context, &args),
         Command::Version => version::run(context),
         Command::ExitCodes => context.out.text(&topics::exit_codes()).map(|()| Exit::Ok),

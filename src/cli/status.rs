@@ -77,6 +77,9 @@ fn advise(context: &Context, address: &str, report: &StatusReport) {
         }
     }
     for consumer in &report.consumers {
+        if let Some(partitions) = consumer.partitions.filter(|partitions| *partitions > 1) {
+            out.say(&format!("{}: {partitions} partitions", consumer.consumer));
+        }
         if consumer.dead_open.is_some_and(|open| open > 0) {
             out.say(&format!("  -> onceflow dlq groups --consumer {}", consumer.consumer));
         }

@@ -87,5 +87,6 @@ struct BindingEntry {
 pub(super) fn read_consumer(reader: &mut Reader, name: &str) -> ConsumerSettings {
     let bindings: Vec<BindingEntry> = reader.structured(&format!("consumers.{name}.bindings")).unwrap_or_default();
     let foreign = |b: BindingEntry| ForeignBinding { exchange: b.exchange, pattern: b.pattern };
-    ConsumerSettings { name: name.to_owned(), bindings: bindings.into_iter().map(foreign).collect() }
+    let partitions = reader.within(&format!("consumers.{name}.partitions"), 1, 1..=64);
+    ConsumerSettings { name: name.to_owned(), bindings: bindings.into_iter().map(foreign).collect(), partitions }
 }

@@ -1,8 +1,9 @@
-//! One consumer from start to stop: subscribe, hand deliveries to lanes, pause, drain, and subscribe again after any failure.
+//! One consumer from start to stop: lay out its queues, read its share of them, pause, drain, and begin anew after any failure.
 //!
-//! Lanes outlive subscriptions: what was delivered on a channel that died waits in front of its second delivery on the next
-//! one, and is dropped there unhandled, so the order per key holds over reconnects too.
+//! What is read is decided by the layout (`layout`) and by how many replicas share it (`share`); each queue has a reader
+//! (`reader`), and all readers hand their deliveries to the same lanes (`lanes`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,17 +11,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::attempt::Attempter;
-use super::copies::Copies;
 use super::erased::AnyConsumer;
-use super::job::{InFlight, Job};
-use super::lane::Lane;
 use super::lanes::Lanes;
-use super::names::consumer_topology;
+use super::layout::{Layout, Place, Unavailable, lay_out};
 use super::pause::Pauses;
+use super::reader::Queue;
+use super::readers::Readers;
 use super::settings::{ConsumerSettings, Settings};
-use super::settle::Settler;
-use crate::broker::{BrokerError, Delivery, Link, Publisher, Subscription, Topology};
+use super::share::Share;
+use crate::broker::{Link, Publisher};
 use crate::db::Pool;
 use crate::health::{Check, Health};
 use crate::outbox;
@@ -44,44 +43,37 @@ pub struct Shared {
     pub health: Arc<Health>,
     /// Which consumers an operator has paused.
     pub pauses: Pauses,
+    /// Which partitions are read here.
+    pub share: Arc<Share>,
     /// No new deliveries; work in flight is finished.
     pub stop: CancellationToken,
     /// Everything ends now, unacknowledged.
     pub abort: CancellationToken,
 }
 
-/// Why a subscription ended.
+/// Why reading ended.
 enum Ended {
     Stopped,
     Paused,
-    Lost(BrokerError),
+    /// The layout is another one now.
+    LaidOutAnew,
+    Lost(Unavailable),
 }
 
 struct Running {
     consumer: Arc<dyn AnyConsumer>,
+    own: ConsumerSettings,
     shared: Shared,
-    topology: Topology,
-    queue: String,
     check: String,
-    in_flight: InFlight,
-    lanes: Lanes,
+    lanes: Arc<Lanes>,
 }
 
 /// Consumes until `stop`, then drains. Returns when nothing of it is left.
 pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings, shared: Shared) {
     let name = consumer.name();
-    let in_flight = InFlight::new(name);
     let mut tasks = JoinSet::new();
-    let lanes = start_lanes(&consumer, &shared, &mut tasks);
-    let running = Running {
-        topology: consumer_topology(&shared.settings, &own, consumer.bindings()),
-        queue: shared.settings.names.queue(name),
-        check: format!("consumer.{name}"),
-        consumer,
-        shared,
-        in_flight,
-        lanes,
-    };
+    let lanes = Arc::new(Lanes::start(&consumer, &shared, &mut tasks));
+    let running = Running { check: format!("consumer.{name}"), consumer, own, shared, lanes };
     running.run().await;
     running.lanes.close();
     while let Some(ended) = tasks.join_next().await {
@@ -89,35 +81,6 @@ pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings,
             warn!(consumer = name, %error, "a lane ended abnormally");
         }
     }
-}
-
-fn start_lanes(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, tasks: &mut JoinSet<()>) -> Lanes {
-    let settings = &shared.settings;
-    let lanes = Lanes::new(settings.batch);
-    let copies = Arc::new(Copies::default());
-    for _ in 0..settings.lanes {
-        let lane = Lane {
-            attempter: Attempter {
-                consumer: consumer.clone(),
-                pool: shared.pool.clone(),
-                handler_timeout: settings.handler_timeout,
-                outbox: shared.outbox.clone(),
-                copies: copies.clone(),
-            },
-            settler: Settler {
-                consumer: consumer.name(),
-                settings: settings.clone(),
-                pool: shared.pool.clone(),
-                retries: shared.retries.clone(),
-                abort: shared.abort.clone(),
-            },
-            health: shared.health.clone(),
-            lanes: lanes.clone(),
-            abort: shared.abort.clone(),
-        };
-        tasks.spawn(lane.run());
-    }
-    lanes
 }
 
 impl Running {
@@ -128,9 +91,9 @@ impl Running {
                 self.wait_while_paused(&why).await;
                 continue;
             }
-            match self.subscribed(&mut pacing).await {
+            match self.laid_out_and_read(&mut pacing).await {
                 Ended::Stopped => break,
-                Ended::Paused => {}
+                Ended::Paused | Ended::LaidOutAnew => {}
                 Ended::Lost(error) => {
                     self.report_lost(&error);
                     let stop = &self.shared.stop;
@@ -142,63 +105,71 @@ impl Running {
         }
     }
 
-    async fn subscribed(&self, pacing: &mut Pacing) -> Ended {
-        let shared = &self.shared;
-        let prefetch = shared.settings.prefetch;
-        let opened = Subscription::open(&shared.link, &self.topology, &self.queue, prefetch, &shared.stop).await;
-        let mut subscription = match opened {
-            Err(error) => return Ended::Lost(error),
+    async fn laid_out_and_read(&self, pacing: &mut Pacing) -> Ended {
+        let layout = match self.laid_out().await {
+            Ok(Some(layout)) => layout,
             Ok(None) => return Ended::Stopped,
-            Ok(Some(subscription)) => subscription,
+            Err(error) => return Ended::Lost(error),
         };
-        pacing.reset();
-        self.report_connected();
-        let ended = self.consume(&mut subscription).await;
+        let mut readers = Readers::new(self.consumer.clone(), self.shared.clone(), self.lanes.clone());
+        let ended = self.read(layout, &mut readers, pacing).await;
         telemetry::connected(self.consumer.name(), false);
-        if let Ended::Lost(_) = ended {
-            return ended;
-        }
-        self.drain(&mut subscription).await;
-        subscription.close().await;
+        telemetry::partitions_held(self.consumer.name(), 0);
+        readers.end().await;
         ended
     }
 
-    async fn consume(&self, subscription: &mut Subscription) -> Ended {
-        let name = self.consumer.name();
+    /// Declares what the layout needs. `None` when `stop` came first.
+    async fn laid_out(&self) -> Result<Option<Layout>, Unavailable> {
+        let Shared { link, pool, stop, settings, share, .. } = &self.shared;
+        if !link.ready(stop).await {
+            return Ok(None);
+        }
+        let patterns = self.consumer.bindings();
+        // A broker without the hash exchange ends the connection over it; that must not hit the other consumers.
+        let link = link.beside();
+        let layout = lay_out(pool, &link, Place { settings, own: &self.own, patterns });
+        let layout = stop.run_until_cancelled(layout).await.transpose();
+        link.close().await;
+        if let Ok(Some(layout)) = &layout {
+            share.learn(self.consumer.name(), *layout);
+        }
+        layout
+    }
+
+    /// Reads our share of the queues until something ends that.
+    async fn read(&self, layout: Layout, readers: &mut Readers, pacing: &mut Pacing) -> Ended {
+        let (name, shared) = (self.consumer.name(), &self.shared);
+        let mut changes = shared.share.changes();
         loop {
+            if shared.share.layout(name) != Some(layout) {
+                return Ended::LaidOutAnew;
+            }
+            let wanted = self.wanted(layout);
+            readers.want(&wanted);
+            telemetry::partitions_held(name, readers.partitions());
+            if shared.share.is_known(layout) && readers.are_subscribed(&wanted) {
+                pacing.reset();
+                telemetry::connected(name, !wanted.is_empty());
+                self.report_connected(layout);
+            }
             tokio::select! {
                 biased;
-                () = self.shared.stop.cancelled() => return Ended::Stopped,
-                () = self.shared.pauses.until_paused(name) => return Ended::Paused,
-                next = subscription.next() => match next {
-                    Ok(delivery) => self.take(delivery),
-                    Err(error) => return Ended::Lost(error),
+                () = shared.stop.cancelled() => return Ended::Stopped,
+                () = shared.pauses.until_paused(name) => return Ended::Paused,
+                // The sender lives in the share that we hold.
+                _ = changes.changed() => {}
+                next = readers.next() => if let Err(error) = next {
+                    return Ended::Lost(error.into());
                 },
             }
         }
     }
 
-    /// Hands a delivery to the lanes; the prefetch bounds what waits there.
-    fn take(&self, delivery: Delivery) {
-        let bytes = delivery.message.body.len();
-        let job = Job::new(delivery, &*self.consumer, &self.shared.settings.limits, self.in_flight.enter());
-        telemetry::received(self.consumer.name(), job.event_type(), bytes);
-        self.lanes.add(job);
-    }
-
-    /// Lets what was delivered finish, within the grace period; the rest goes back unacknowledged.
-    async fn drain(&self, subscription: &mut Subscription) {
-        if let Err(error) = subscription.cancel().await {
-            info!(%error, "the consumer was gone before it was cancelled");
-        }
-        let within = self.shared.settings.drain_within;
-        if tokio::time::timeout(within, self.in_flight.none_left()).await.is_err() {
-            warn!(
-                consumer = self.consumer.name(),
-                "work in flight did not end within {} s: it goes back to the queue",
-                within.as_secs()
-            );
-        }
+    fn wanted(&self, layout: Layout) -> BTreeSet<Queue> {
+        let share = &self.shared.share;
+        let plain = share.reads_plain_queue(layout).then_some(Queue::Plain);
+        plain.into_iter().chain(share.partitions(layout).into_iter().map(Queue::Partition)).collect()
     }
 
     async fn wait_while_paused(&self, why: &str) {
@@ -213,21 +184,32 @@ impl Running {
         telemetry::paused(name, false);
     }
 
-    fn report_connected(&self) {
+    fn report_connected(&self, layout: Layout) {
         let name = self.consumer.name();
-        telemetry::connected(name, true);
         telemetry::prefetch(name, self.shared.settings.prefetch);
-        if self.shared.health.set(&self.check, Check::Ok) {
-            info!(consumer = name, queue = self.queue, "consumer {name} reads {}", self.queue);
+        let advice = self.own.differs_from(layout);
+        let check = advice.clone().map_or(Check::Ok, Check::Advised);
+        if self.shared.health.set(&self.check, check) {
+            let queues = layout.partitions;
+            info!(consumer = name, queues, "consumer {name} reads; its events are in {queues} queues");
+            if let Some(advice) = advice {
+                warn!(consumer = name, "{advice}");
+            }
         }
     }
 
-    fn report_lost(&self, error: &BrokerError) {
+    fn report_lost(&self, error: &Unavailable) {
         let name = self.consumer.name();
-        telemetry::channel_closed("consume", error.reply_code().unwrap_or(0));
-        let advice = if error.is_precondition_failed() { "; `onceflow check` explains what differs" } else { "" };
+        let refused = match error {
+            Unavailable::Broker(error) => {
+                telemetry::channel_closed("consume", error.reply_code().unwrap_or(0));
+                error.is_precondition_failed()
+            }
+            Unavailable::Database(_) => false,
+        };
+        let advice = if refused { "; `onceflow check` explains what differs" } else { "" };
         if self.shared.health.set(&self.check, Check::Waiting(format!("{error}{advice}"))) {
-            warn!(consumer = name, %error, "consumer {name} lost its channel: {error}{advice}; trying again");
+            warn!(consumer = name, %error, "consumer {name} reads nothing: {error}{advice}; trying again");
         }
     }
 }

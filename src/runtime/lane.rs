@@ -12,8 +12,8 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::attempt::{Attempt, Attempter, Entry, Failure};
+use super::backlog::Backlog;
 use super::job::{Content, Job};
-use super::lanes::Lanes;
 use super::retry::RetryClass;
 use super::settle::Settler;
 use crate::db::{Class, DbError};
@@ -31,7 +31,7 @@ pub(super) struct Lane {
     pub(super) attempter: Attempter,
     pub(super) settler: Settler,
     pub(super) health: Arc<Health>,
-    pub(super) lanes: Lanes,
+    pub(super) backlog: Backlog,
     /// Ends everything at once; what is not acknowledged comes again.
     pub(super) abort: CancellationToken,
 }
@@ -39,7 +39,7 @@ pub(super) struct Lane {
 impl Lane {
     /// Runs until no further jobs come.
     pub(super) async fn run(self) {
-        while let Some(mut batch) = self.lanes.next().await {
+        while let Some(mut batch) = self.backlog.next().await {
             let jobs = std::mem::take(&mut batch.jobs);
             tokio::select! {
                 biased;

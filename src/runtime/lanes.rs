@@ -1,337 +1,62 @@
-//! What waits for a consumer's lanes, and which lane takes what.
-//!
-//! A lane takes everything that may go together: no key that another lane works on, no event twice, at most one batch. So the
-//! events of one key are handled one after the other, in the order the queue gave them (I-5), by whichever lane is free.
-//!
-//! A second lane halves the batches of the first, which costs more than it gains, so it joins only when it is needed: when a
-//! full batch waits, or when no batch has ended for [`PATIENCE`], because the database is slow or an event holds its lane up.
+//! The lanes of one consumer, shared by everything that it reads: whichever queue brought them, jobs wait in one backlog.
 
-use std::collections::{HashSet, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
+use super::attempt::Attempter;
+use super::backlog::Backlog;
+use super::copies::Copies;
+use super::delivery::Shared;
+use super::erased::AnyConsumer;
 use super::job::Job;
+use super::lane::Lane;
+use super::settle::Settler;
 
-/// Without the end of any batch for so long, another lane joins.
-const PATIENCE: Duration = Duration::from_millis(10);
-
-/// Jobs on their way to the lanes of one consumer. What waits here is unacknowledged: the prefetch bounds it.
-#[derive(Debug, Clone)]
-pub(super) struct Lanes {
-    state: Arc<Mutex<State<Job>>>,
-    /// Rung when a lane may have something to do.
-    changed: Arc<Notify>,
-}
-
-/// Jobs that are handled together; their keys are free again when this is dropped.
+/// Where jobs are handed over.
 #[derive(Debug)]
-pub(super) struct Batch {
-    pub(super) jobs: Vec<Job>,
-    keys: HashSet<u64>,
-    lanes: Lanes,
-}
+pub(super) struct Lanes(Backlog);
 
 impl Lanes {
-    /// For batches of at most `most` jobs.
-    pub(super) fn new(most: usize) -> Self {
-        Self { state: Arc::new(Mutex::new(State::new(most))), changed: Arc::default() }
+    /// Starts the lanes of a consumer as tasks of the caller.
+    pub(super) fn start(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, tasks: &mut JoinSet<()>) -> Self {
+        let backlog = Backlog::new(shared.settings.batch);
+        let copies = Arc::new(Copies::default());
+        for _ in 0..shared.settings.lanes {
+            tasks.spawn(lane(consumer, shared, (&backlog, &copies)).run());
+        }
+        Self(backlog)
     }
 
-    /// Adds a job behind all others. Those of a subscription that has ended come again, and are dropped here if many wait.
-    pub(super) fn add(&self, job: Job) {
-        let (key, identity) = (hash(job.ordering_key()), job.identity().map(hash));
-        let mut state = self.state();
-        if state.waiting.len() >= state.crowd {
-            state.waiting.retain(|waiting| waiting.job.delivery.is_current());
-            state.crowd = (state.waiting.len() * 2).max(CROWD);
-        }
-        if state.add(Waiting { job, key, identity }) {
-            self.changed.notify_one();
-        }
+    /// Hands a job over; the prefetch bounds what waits.
+    pub(super) fn hand(&self, job: Job) {
+        self.0.add(job);
     }
 
-    /// No further jobs come: lanes end when nothing waits.
+    /// No further jobs come: the lanes end when nothing waits.
     pub(super) fn close(&self) {
-        self.state().closed = true;
-        self.changed.notify_waiters();
-    }
-
-    /// The next batch for a lane; `None` when there will be none.
-    pub(super) async fn next(&self) -> Option<Batch> {
-        loop {
-            let changed = self.changed.notified();
-            let next = self.state().next(Instant::now());
-            match next {
-                Next::Batch { jobs, keys, more } => {
-                    if more {
-                        self.changed.notify_one();
-                    }
-                    return Some(Batch { jobs, keys, lanes: self.clone() });
-                }
-                Next::End => return None,
-                Next::Wait => changed.await,
-                Next::WaitUntil(time) => {
-                    // Whichever comes first, there is something to look at.
-                    let _either = tokio::time::timeout_at(time.into(), changed).await;
-                    self.state().watched = false;
-                }
-            }
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State<Job>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.close();
     }
 }
 
-impl Drop for Batch {
-    fn drop(&mut self) {
-        let mut state = self.lanes.state();
-        state.ended(&self.keys, Instant::now());
-        if state.closed {
-            self.lanes.changed.notify_waiters();
-        }
-    }
-}
-
-/// With so many waiting, those of ended subscriptions are looked for.
-const CROWD: usize = 4_096;
-
-#[derive(Debug)]
-struct Waiting<J> {
-    job: J,
-    key: u64,
-    identity: Option<u64>,
-}
-
-#[derive(Debug)]
-struct State<J> {
-    waiting: VecDeque<Waiting<J>>,
-    /// Keys that lanes work on.
-    busy: HashSet<u64>,
-    /// Lanes at work.
-    working: usize,
-    /// When a batch ended, or the first lane began.
-    progress: Instant,
-    /// A free lane looks again when its patience ends.
-    watched: bool,
-    closed: bool,
-    most: usize,
-    crowd: usize,
-}
-
-#[derive(Debug)]
-enum Next<J> {
-    Batch {
-        jobs: Vec<J>,
-        keys: HashSet<u64>,
-        /// Others wait.
-        more: bool,
-    },
-    Wait,
-    WaitUntil(Instant),
-    End,
-}
-
-impl<J> State<J> {
-    fn new(most: usize) -> Self {
-        Self {
-            waiting: VecDeque::new(),
-            busy: HashSet::new(),
-            working: 0,
-            progress: Instant::now(),
-            watched: false,
-            closed: false,
-            most,
-            crowd: CROWD,
-        }
-    }
-
-    /// Returns whether a free lane should look.
-    fn add(&mut self, waiting: Waiting<J>) -> bool {
-        let could_go = !self.busy.contains(&waiting.key);
-        self.waiting.push_back(waiting);
-        could_go && (!self.watched || self.waiting.len() >= self.most)
-    }
-
-    fn next(&mut self, now: Instant) -> Next<J> {
-        if self.waiting.is_empty() {
-            return if self.closed { Next::End } else { Next::Wait };
-        }
-        let patient_until = self.progress + PATIENCE;
-        let is_needed = self.working == 0 || self.waiting.len() >= self.most || now >= patient_until;
-        if !is_needed {
-            self.watched = true;
-            return Next::WaitUntil(patient_until);
-        }
-        let (jobs, keys) = self.gather();
-        if jobs.is_empty() {
-            return Next::Wait;
-        }
-        if self.working == 0 {
-            self.progress = now;
-        }
-        self.working += 1;
-        self.busy.extend(&keys);
-        Next::Batch { jobs, keys, more: !self.waiting.is_empty() }
-    }
-
-    /// What may go together, in order. A second delivery of an event that is in the batch waits, and its key with it: whether
-    /// it is a duplicate depends on how the first ends.
-    fn gather(&mut self) -> (Vec<J>, HashSet<u64>) {
-        let room = self.most.min(self.waiting.len());
-        let (mut jobs, mut keys) = (Vec::with_capacity(room), HashSet::with_capacity(room));
-        let (mut identities, mut held_up) = (HashSet::with_capacity(room), HashSet::new());
-        let mut left = Vec::new();
-        while jobs.len() < self.most {
-            let Some(next) = self.waiting.pop_front() else { break };
-            // Two events whose hashes agree by chance don't go together either, which harms nobody.
-            let can_go = !self.busy.contains(&next.key)
-                && !held_up.contains(&next.key)
-                && next.identity.is_none_or(|identity| identities.insert(identity));
-            if can_go {
-                keys.insert(next.key);
-                jobs.push(next.job);
-            } else {
-                held_up.insert(next.key);
-                left.push(next);
-            }
-        }
-        for waiting in left.into_iter().rev() {
-            self.waiting.push_front(waiting);
-        }
-        (jobs, keys)
-    }
-
-    fn ended(&mut self, keys: &HashSet<u64>, now: Instant) {
-        for key in keys {
-            self.busy.remove(key);
-        }
-        self.working -= 1;
-        self.progress = now;
-    }
-}
-
-fn hash(value: impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// Job number, key and identity.
-    fn state(most: usize, jobs: &[(u64, u64)]) -> State<u64> {
-        let mut state = State::new(most);
-        for (number, (key, identity)) in (0..).zip(jobs) {
-            state.add(Waiting { job: number, key: *key, identity: Some(*identity) });
-        }
-        state
-    }
-
-    fn batch(next: Next<u64>) -> (Vec<u64>, HashSet<u64>) {
-        match next {
-            Next::Batch { jobs, keys, .. } => (jobs, keys),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn what_is_waiting_goes_together_up_to_a_batch() {
-        let mut state = state(3, &[(1, 1), (2, 2), (1, 3), (4, 4)]);
-        assert_eq!(batch(state.next(Instant::now())).0, [0, 1, 2]);
-    }
-
-    #[test]
-    fn a_key_that_is_in_work_waits_and_holds_nobody_else_up_i5_i6() {
-        let mut state = state(1, &[(1, 1), (1, 2), (2, 3)]);
-        let (first, keys) = batch(state.next(Instant::now()));
-        assert_eq!(first, [0]);
-        assert_eq!(batch(state.next(Instant::now())).0, [2]);
-        assert!(matches!(state.next(Instant::now()), Next::Wait));
-        state.ended(&keys, Instant::now());
-        assert_eq!(batch(state.next(Instant::now())).0, [1]);
-    }
-
-    #[test]
-    fn a_second_delivery_waits_for_the_first_and_its_key_with_it_i2() {
-        let mut state = state(9, &[(1, 7), (2, 8), (1, 7), (1, 9), (2, 10)]);
-        let (first, keys) = batch(state.next(Instant::now()));
-        assert_eq!(first, [0, 1, 4]);
-        state.ended(&keys, Instant::now());
-        assert_eq!(batch(state.next(Instant::now())).0, [2, 3]);
-    }
-
-    #[test]
-    fn a_second_lane_joins_when_a_full_batch_waits_or_nothing_has_ended_for_a_while() {
-        let mut state = state(2, &[(1, 1), (2, 2), (3, 3)]);
-        let now = Instant::now();
-        assert_eq!(batch(state.next(now)).0, [0, 1]);
-        let until = match state.next(now) {
-            Next::WaitUntil(until) => until,
-            other => panic!("{other:?}"),
-        };
-        state.add(Waiting { job: 3, key: 4, identity: None });
-        assert_eq!(batch(state.next(now)).0, [2, 3], "a full batch");
-        state.add(Waiting { job: 4, key: 5, identity: None });
-        assert!(matches!(state.next(now), Next::WaitUntil(_)));
-        assert_eq!(batch(state.next(until)).0, [4], "out of patience");
-    }
-
-    #[test]
-    fn a_lone_job_never_waits() {
-        let mut state = state(100, &[(1, 1)]);
-        assert_eq!(batch(state.next(Instant::now())).0, [0]);
-    }
-
-    proptest! {
-        #[test]
-        fn every_job_goes_once_and_each_key_in_order_one_batch_at_a_time_i5(
-            jobs in prop::collection::vec((0u64..6, 0u64..20), 0..80),
-            most in 1usize..9,
-            ends in prop::collection::vec(any::<bool>(), 400),
-        ) {
-            let mut state = state(most, &jobs);
-            let mut ends = ends.into_iter();
-            let mut running: Vec<(Vec<u64>, HashSet<u64>)> = Vec::new();
-            let mut begun: Vec<u64> = Vec::new();
-            let late = Instant::now() + PATIENCE * 2;
-            loop {
-                match state.next(late) {
-                    Next::Batch { jobs: batch, keys, .. } => {
-                        prop_assert!(batch.len() <= most && !batch.is_empty());
-                        prop_assert!(running.iter().all(|(_, others)| others.is_disjoint(&keys)));
-                        let identities: HashSet<u64> = batch.iter().map(|n| jobs[*n as usize].1).collect();
-                        prop_assert_eq!(identities.len(), batch.len());
-                        begun.extend(&batch);
-                        running.push((batch, keys));
-                        if ends.next() == Some(true) {
-                            let (_, keys) = running.remove(0);
-                            state.ended(&keys, late - PATIENCE * 2);
-                        }
-                    }
-                    _ if running.is_empty() => break,
-                    _ => {
-                        let (_, keys) = running.remove(0);
-                        state.ended(&keys, late - PATIENCE * 2);
-                    }
-                }
-            }
-            let of_key = |key: u64, order: &[u64]| -> Vec<u64> {
-                order.iter().copied().filter(|n| jobs[*n as usize].0 == key).collect()
-            };
-            let as_given: Vec<u64> = (0..jobs.len() as u64).collect();
-            prop_assert_eq!(begun.len(), jobs.len());
-            for key in 0..6 {
-                prop_assert_eq!(of_key(key, &begun), of_key(key, &as_given));
-            }
-        }
+fn lane(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, (backlog, copies): (&Backlog, &Arc<Copies>)) -> Lane {
+    Lane {
+        attempter: Attempter {
+            consumer: consumer.clone(),
+            pool: shared.pool.clone(),
+            handler_timeout: shared.settings.handler_timeout,
+            outbox: shared.outbox.clone(),
+            copies: copies.clone(),
+        },
+        settler: Settler {
+            consumer: consumer.name(),
+            settings: shared.settings.clone(),
+            pool: shared.pool.clone(),
+            retries: shared.retries.clone(),
+            abort: shared.abort.clone(),
+        },
+        health: shared.health.clone(),
+        backlog: backlog.clone(),
+        abort: shared.abort.clone(),
     }
 }

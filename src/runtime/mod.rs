@@ -1,9 +1,11 @@
 //! How an event is handled: contract, lanes, delivery, settling, retries, inbox, dead letters. Knows no domain.
 //!
-//! The way of one event: `delivery` takes it from the broker and hands it to a `lane`; the lane makes `attempt`s at a batch
-//! of events; `settle` ends each of them. What comes back from the broker's own dead letters goes through `drain`.
+//! The way of one event: a `reader` of one of the consumer's queues takes it from the broker and hands it to a `lane`; the lane makes
+//! `attempt`s at a batch of events; `settle` ends each of them. Which queues are read here is decided in `delivery`, from the
+//! `layout` and this replica's `share` of it. What comes back from the broker's own dead letters goes through `drain`.
 
 mod attempt;
+mod backlog;
 mod contract;
 mod copies;
 mod dead_letter;
@@ -15,18 +17,25 @@ mod inbox;
 mod job;
 mod lane;
 mod lanes;
+pub mod layout;
 mod names;
 mod pause;
+mod reader;
+mod readers;
 mod retry;
 mod settings;
 mod settle;
+mod share;
 pub mod wire;
 
 pub use contract::{Consumer, EventType, HandleError, Outcome, Received, Skip, ToProtobuf};
 pub use delivery::{ABORT_MARGIN, Shared, run_consumer};
 pub use drain::run_drain;
 pub use erased::{AnyConsumer, Decoded, erase};
-pub use names::{Names, consumer_topology, egress_topology};
+pub use layout::{Layout, Place, Unavailable};
+pub use names::{Names, consumer_topology, egress_topology, entrance, fixed_topology, partitions_topology};
 pub use pause::Pauses;
 pub use retry::{RetryClass, RetryPolicy};
+pub(crate) use settings::counted;
 pub use settings::{ConsumerSettings, ForeignBinding, Settings};
+pub use share::Share;

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
-use super::settings::{ConsumerSettings, Settings};
-use crate::broker::{Binding, ExchangeSpec, QueueKind, QueueSpec, Topology};
+use super::layout::{Layout, Place};
+use super::settings::Settings;
+use crate::broker::{Binding, ExchangeBinding, ExchangeSpec, QueueKind, QueueSpec, Topology};
 
 /// Deliveries before a quorum queue hands a message to the dead letters: a breaker for crash loops, far above our own attempts.
 const DELIVERY_LIMIT: i64 = 50;
 /// For queues whose messages have nowhere else to go.
 const NO_DELIVERY_LIMIT: i64 = 1_000_000_000;
+/// What events are spread over partitions by. The broker reads headers only, never the body.
+const HASH_HEADER: &str = "cloudEvents:partitionkey";
+/// Every partition gets an equal share of the keys.
+const WEIGHT: &str = "1";
 
 /// Names with the installation's prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +47,16 @@ impl Names {
         format!("{}.{consumer}", self.prefix)
     }
 
+    /// One of a consumer's partitions.
+    pub fn partition(&self, consumer: &str, number: u16) -> String {
+        format!("{}.{consumer}.{number}", self.prefix)
+    }
+
+    /// The exchange that spreads a consumer's events over its partitions.
+    pub fn hash_exchange(&self, consumer: &str) -> String {
+        format!("{}.{consumer}", self.prefix)
+    }
+
     /// One rung of a consumer's retry ladder.
     pub fn retry(&self, consumer: &str, delay: Duration) -> String {
         format!("{}.{consumer}.retry.{}", self.prefix, delay.as_millis())
@@ -53,23 +68,65 @@ impl Names {
     }
 }
 
-/// Everything that one consumer needs on the broker.
-pub fn consumer_topology(settings: &Settings, consumer: &ConsumerSettings, patterns: &[&str]) -> Topology {
-    let names = &settings.names;
-    let queue = names.queue(&consumer.name);
-    let ingress = names.ingress();
-    let mut queues = vec![dlq_spec(settings, &consumer.name), main_spec(settings, &consumer.name)];
-    queues.extend(settings.retry.rungs.iter().map(|rung| retry_spec(settings, &consumer.name, *rung)));
-    let own = patterns.iter().map(|p| (ingress.clone(), (*p).to_owned()));
-    let foreign = consumer.bindings.iter().map(|b| (b.exchange.clone(), b.pattern.clone()));
-    let bindings =
-        own.chain(foreign).map(|(exchange, pattern)| Binding { queue: queue.clone(), exchange, pattern }).collect();
-    Topology { exchanges: vec![ExchangeSpec { name: ingress }], queues, bindings }
+/// Everything that one consumer needs on the broker. Bindings are left as they are while it is being moved.
+pub fn consumer_topology(place: Place<'_>, layout: Layout) -> Topology {
+    let mut topology = fixed_topology(place.settings, &place.own.name);
+    topology.exchanges.push(ExchangeSpec::topic(place.settings.names.ingress()));
+    if layout.moving_to.is_none() {
+        topology.extend(partitions_topology(place, layout.partitions));
+        topology.extend(entrance(place, layout.partitions));
+    }
+    topology
+}
+
+/// The queues that a consumer has in every layout: its plain queue, what failed, what waits for another attempt.
+pub fn fixed_topology(settings: &Settings, consumer: &str) -> Topology {
+    let mut queues = vec![dlq_spec(settings, consumer), main_spec(settings, consumer)];
+    queues.extend(settings.retry.rungs.iter().map(|rung| retry_spec(settings, consumer, *rung)));
+    Topology { queues, ..Topology::default() }
+}
+
+/// The hash exchange with its queues, bound to no source yet; nothing for a consumer with one queue.
+///
+/// The queues are bound in the order of their names: in this order the broker numbers them anew when it restarts, and a key
+/// must find its queue again.
+pub fn partitions_topology(place: Place<'_>, partitions: u16) -> Topology {
+    if partitions == 1 {
+        return Topology::default();
+    }
+    let (names, consumer) = (&place.settings.names, &place.own.name);
+    let exchange = names.hash_exchange(consumer);
+    let mut queues: Vec<String> = (0..partitions).map(|number| names.partition(consumer, number)).collect();
+    queues.sort_unstable();
+    let bind =
+        |queue: &String| Binding { queue: queue.clone(), exchange: exchange.clone(), pattern: WEIGHT.to_owned() };
+    Topology {
+        exchanges: vec![ExchangeSpec::hash(exchange.clone(), HASH_HEADER)],
+        bindings: queues.iter().map(bind).collect(),
+        queues: queues.into_iter().map(|queue| partition_spec(place.settings, consumer, queue)).collect(),
+        ..Topology::default()
+    }
+}
+
+/// How events come in: the bindings of the plain queue, or of the hash exchange, to the ingress exchange and the foreign ones.
+pub fn entrance(place: Place<'_>, partitions: u16) -> Topology {
+    let (names, consumer) = (&place.settings.names, &place.own.name);
+    let own = place.patterns.iter().map(|pattern| (names.ingress(), (*pattern).to_owned()));
+    let foreign = place.own.bindings.iter().map(|b| (b.exchange.clone(), b.pattern.clone()));
+    let sources = own.chain(foreign);
+    if partitions == 1 {
+        let queue = names.queue(consumer);
+        let bind = |(exchange, pattern)| Binding { queue: queue.clone(), exchange, pattern };
+        return Topology { bindings: sources.map(bind).collect(), ..Topology::default() };
+    }
+    let to = names.hash_exchange(consumer);
+    let bind = |(from, pattern)| ExchangeBinding { from, to: to.clone(), pattern };
+    Topology { exchange_bindings: sources.map(bind).collect(), ..Topology::default() }
 }
 
 /// What the relay needs on the broker.
 pub fn egress_topology(names: &Names) -> Topology {
-    Topology { exchanges: vec![ExchangeSpec { name: names.egress() }], ..Topology::default() }
+    Topology { exchanges: vec![ExchangeSpec::topic(names.egress())], ..Topology::default() }
 }
 
 fn main_spec(settings: &Settings, consumer: &str) -> QueueSpec {
@@ -79,7 +136,13 @@ fn main_spec(settings: &Settings, consumer: &str) -> QueueSpec {
         ttl: None,
         dead_letter_to: Some(settings.names.dlq(consumer)),
         delivery_limit: DELIVERY_LIMIT,
+        single_active_consumer: false,
     }
+}
+
+/// Like the plain queue, but one replica at a time reads it.
+fn partition_spec(settings: &Settings, consumer: &str, name: String) -> QueueSpec {
+    QueueSpec { name, single_active_consumer: true, ..main_spec(settings, consumer) }
 }
 
 fn retry_spec(settings: &Settings, consumer: &str, rung: Duration) -> QueueSpec {
@@ -89,6 +152,7 @@ fn retry_spec(settings: &Settings, consumer: &str, rung: Duration) -> QueueSpec 
         ttl: Some(rung),
         dead_letter_to: Some(settings.names.queue(consumer)),
         delivery_limit: NO_DELIVERY_LIMIT,
+        single_active_consumer: false,
     }
 }
 
@@ -99,6 +163,7 @@ fn dlq_spec(settings: &Settings, consumer: &str) -> QueueSpec {
         ttl: None,
         dead_letter_to: None,
         delivery_limit: NO_DELIVERY_LIMIT,
+        single_active_consumer: false,
     }
 }
 

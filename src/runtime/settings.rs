@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::layout::Layout;
 use super::names::Names;
 use super::retry::RetryPolicy;
 use super::wire::Limits;
@@ -39,6 +40,30 @@ pub struct ConsumerSettings {
     pub name: String,
     /// Bindings to exchanges that aren't ours.
     pub bindings: Vec<ForeignBinding>,
+    /// How many queues its events are to be spread over; what counts is the stored [`Layout`].
+    pub partitions: u16,
+}
+
+impl ConsumerSettings {
+    /// What to tell an operator when the stored layout isn't the one that is wished for.
+    pub fn differs_from(&self, layout: Layout) -> Option<String> {
+        let (name, wanted) = (&self.name, self.partitions);
+        if let Some(to) = layout.moving_to {
+            return Some(format!(
+                "consumer {name} is being moved to {}: `onceflow topology apply` ends it",
+                counted(to)
+            ));
+        }
+        let has = counted(layout.partitions);
+        (layout.partitions != wanted).then(|| {
+            format!("consumer {name} has {has}, the configuration wants {}: `onceflow topology plan`", counted(wanted))
+        })
+    }
+}
+
+/// A number of partitions in words.
+pub(crate) fn counted(partitions: u16) -> String {
+    if partitions == 1 { "1 queue".to_owned() } else { format!("{partitions} partitions") }
 }
 
 /// A binding of a consumer's queue to an exchange that somebody else declares.

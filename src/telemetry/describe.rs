@@ -44,6 +44,11 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     ("onceflow_consumer_prefetch", Unit::Count, "Most deliveries that may be outstanding."),
     ("onceflow_consumer_paused", Unit::Count, "1 while an operator has paused the consumer."),
     ("onceflow_consumer_connected", Unit::Count, "1 while the consumer is subscribed."),
+    (
+        "onceflow_consumer_partitions_held",
+        Unit::Count,
+        "Partitions that this process is subscribed to; 0 for one queue.",
+    ),
     ("onceflow_consumer_last_success_timestamp_seconds", Unit::Seconds, "When a delivery was last settled well."),
     ("onceflow_dead_letters", Unit::Count, "Dead letters by state."),
     ("onceflow_dead_letter_groups", Unit::Count, "Groups of open dead letters."),

@@ -118,6 +118,7 @@ fn register_consumer(consumer: &'static str, types: &[&'static str], rungs_ms: &
         "onceflow_consumer_prefetch",
         "onceflow_consumer_paused",
         "onceflow_consumer_connected",
+        "onceflow_consumer_partitions_held",
         "onceflow_consumer_last_success_timestamp_seconds",
     ] {
         gauge!(name, "consumer" => consumer).increment(0.0);

@@ -14,6 +14,11 @@ pub fn prefetch(consumer: &str, n: u16) {
     gauge!("onceflow_consumer_prefetch", "consumer" => known(consumer)).set(f64::from(n));
 }
 
+/// Partitions of the consumer that this process is subscribed to.
+pub fn partitions_held(consumer: &str, n: usize) {
+    gauge!("onceflow_consumer_partitions_held", "consumer" => known(consumer)).set(n as f64);
+}
+
 /// Whether an operator paused the consumer.
 pub fn paused(consumer: &str, yes: bool) {
     gauge!("onceflow_consumer_paused", "consumer" => known(consumer)).set(flag(yes));

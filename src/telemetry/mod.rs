@@ -15,5 +15,5 @@ pub use metrics::{
 pub use metrics::{
     broker_blocked, broker_connected, broker_reconnect, channel_closed, conflict, connected, db_error, db_transaction,
     dead_letter, last_success, outbox_batch, outbox_lags, outbox_lease_held, outbox_publish_duration, outbox_published,
-    paused, prefetch, retry_scheduled, serialization_retry, unconfirmed,
+    partitions_held, paused, prefetch, retry_scheduled, serialization_retry, unconfirmed,
 };

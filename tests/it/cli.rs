@@ -108,6 +108,33 @@ async fn an_invalid_event_is_refused_before_it_is_published() {
 }
 
 #[tokio::test]
+async fn topology_tells_by_its_exit_code_what_is_wrong_with_the_command_or_its_surroundings() {
+    for verb in ["plan", "apply"] {
+        let help = onceflow(&["topology", verb, "--help"]).await;
+        assert_eq!(code(&help), 0);
+        assert!(stdout(&help).contains("Examples:"), "{verb}");
+    }
+    assert_eq!(code(&onceflow(&["topology", "apply", "--within", "soon"]).await), 2);
+    assert_eq!(code(&onceflow(&["topology", "plan"]).await), 6, "it needs a configuration");
+    let unreachable = command(&["topology", "plan"])
+        .env("ONCEFLOW_AMQP_URL", "amqp://guest:guest@127.0.0.1:9/%2f")
+        .env("ONCEFLOW_DATABASE_URL", "postgres://x@127.0.0.1:9/x")
+        .output()
+        .await
+        .unwrap();
+    assert_eq!((code(&unreachable), stdout(&unreachable).as_str()), (7, ""), "{}", stderr(&unreachable));
+    let wrong = command(&["topology", "plan"])
+        .env("ONCEFLOW_AMQP_URL", "amqp://guest:guest@127.0.0.1:9/%2f")
+        .env("ONCEFLOW_DATABASE_URL", "postgres://x@127.0.0.1:9/x")
+        .env("ONCEFLOW_CONSUMERS__ORG__PARTITIONS", "65")
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(code(&wrong), 6, "{}", stderr(&wrong));
+    assert!(stderr(&wrong).contains("consumers.org.partitions: 65 is out of bounds"), "{}", stderr(&wrong));
+}
+
+#[tokio::test]
 async fn bulk_changes_need_a_selection() {
     let output = onceflow(&["dlq", "replay", "--server", "http://127.0.0.1:9"]).await;
     assert_eq!(code(&output), 2, "{}", stderr(&output));

@@ -129,12 +129,14 @@ async fn i4_returned_messages_are_told_apart_from_confirmed_ones_in_one_pipeline
             ttl: None,
             dead_letter_to: None,
             delivery_limit: 0,
+            single_active_consumer: false,
         }],
         bindings: vec![onceflow::broker::Binding {
             queue: "sibling".to_owned(),
             exchange: egress,
             pattern: "listened.#".to_owned(),
         }],
+        ..Default::default()
     };
     assert!(topology.declare_all(&stack.link).await.unwrap().is_empty());
     stack.client.execute(sql, &[]).await.unwrap();

@@ -13,6 +13,7 @@ mod faults;
 mod kills;
 mod org;
 mod outages;
+mod partitions;
 mod payment;
 mod relay;
 mod replay;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layers from the top; a module may import from its own layer's list only what is named, and from any layer below.
-const LAYERS: [(&str, u8); 20] = [
+const LAYERS: [(&str, u8); 21] = [
     ("main", 5),
     ("cli", 5),
     ("dev", 4),
@@ -12,6 +12,7 @@ const LAYERS: [(&str, u8); 20] = [
     ("admin", 4),
     ("config", 4),
     ("domains", 3),
+    ("topology", 2),
     ("replay", 2),
     ("runtime", 2),
     ("outbox", 2),
@@ -28,7 +29,7 @@ const LAYERS: [(&str, u8); 20] = [
 ];
 
 /// Arrows within one layer that are part of the plan.
-const SIDEWAYS: [(&str, &str); 11] = [
+const SIDEWAYS: [(&str, &str); 13] = [
     ("cli", "main"),
     ("dev", "app"),
     ("dev", "config"),
@@ -41,6 +42,9 @@ const SIDEWAYS: [(&str, &str); 11] = [
     // Replays go through the outbox; operators' queries stand beside the runtime.
     ("replay", "outbox"),
     ("replay", "runtime"),
+    // Moving a consumer to other queues: its layout belongs to the runtime, its pause to the operators.
+    ("topology", "runtime"),
+    ("topology", "replay"),
 ];
 
 struct Source {

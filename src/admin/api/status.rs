@@ -12,6 +12,7 @@ use super::super::state::{AdminState, end_read};
 use super::super::wire::{CheckReport, ConsumerReport, StatusReport};
 use crate::db::{DbError, Tx};
 use crate::replay::control::{self, ConsumerSwitch, DeadLetterTotals, OutboxTotals};
+use crate::runtime::layout::{self, Layout};
 use crate::telemetry;
 
 pub(super) async fn status(State(state): State<Arc<AdminState>>) -> Json<StatusReport> {
@@ -20,6 +21,7 @@ pub(super) async fn status(State(state): State<Arc<AdminState>>) -> Json<StatusR
 
 struct Stored {
     switches: Vec<ConsumerSwitch>,
+    layouts: BTreeMap<String, Layout>,
     dead: Vec<DeadLetterTotals>,
     outbox: OutboxTotals,
 }
@@ -52,6 +54,7 @@ async fn ask(tx: &Tx) -> Result<Stored, DbError> {
     control::limit_statements(tx).await?;
     Ok(Stored {
         switches: control::switches(tx).await?,
+        layouts: layout::all(tx).await?,
         dead: control::dead_letter_totals(tx).await?,
         outbox: control::outbox_totals(tx).await?,
     })
@@ -65,6 +68,7 @@ fn consumer(name: &str, checks: &BTreeMap<String, CheckReport>, stored: Option<&
         consumer: name.to_owned(),
         state: run,
         why,
+        partitions: stored.and_then(|s| s.layouts.get(name)).map(|layout| layout.partitions),
         since_start: telemetry::settled_since_start(name),
         dead_open: dead.as_ref().map(|d| d.open),
         dead_groups: dead.as_ref().map(|d| d.groups),

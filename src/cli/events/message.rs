@@ -57,10 +57,19 @@ pub(super) fn build(
     format: Format,
     body: Vec<u8>,
 ) -> Result<Message, Failure> {
-    match form {
-        Form::Plain => Ok(plain(attributes, format, body)),
-        Form::Binary => Ok(binary(attributes, format, body)),
-        Form::Structured => structured(attributes, format, &body),
+    let mut message = match form {
+        Form::Plain => plain(attributes, format, body),
+        Form::Binary => binary(attributes, format, body),
+        Form::Structured => structured(attributes, format, &body)?,
+    };
+    // In every form: the broker finds the partition by this header, and never reads a body.
+    message.headers.insert("cloudEvents:partitionkey".to_owned(), attributes.ordering_key().into());
+    Ok(message)
+}
+
+impl Attributes<'_> {
+    fn ordering_key(&self) -> &str {
+        self.key.or(self.subject).unwrap_or(self.id)
     }
 }
 
@@ -82,7 +91,7 @@ fn binary(attributes: &Attributes<'_>, format: Format, body: Vec<u8>) -> Message
         event_type: attributes.event_type,
         source: attributes.source,
         subject: attributes.subject,
-        partition_key: attributes.key.or(attributes.subject).unwrap_or(attributes.id),
+        partition_key: attributes.ordering_key(),
         tenant: attributes.tenant.unwrap_or(DEFAULT_TENANT),
         trace: &Trace::default(),
         time: attributes.time,
@@ -181,8 +190,10 @@ mod tests {
                 let envelope = decode(&message, &Limits::default()).unwrap();
                 assert_eq!((envelope.id.as_str(), envelope.format), ("e1", format), "{form:?}");
                 assert_eq!(envelope.event_type, "org.user.upserted.v1");
+                assert_eq!(envelope.partition_key, "user/1");
+                assert_eq!(message.headers["cloudEvents:partitionkey"], "user/1", "{form:?}");
                 if form != Form::Plain {
-                    assert_eq!((envelope.tenant.as_str(), envelope.partition_key.as_str()), ("acme", "user/1"));
+                    assert_eq!(envelope.tenant, "acme");
                 }
             }
         }

@@ -58,7 +58,7 @@ pub(in crate::cli) struct Args {
     /// Whose data
     #[arg(long, value_name = "TENANT")]
     tenant: Option<String>,
-    /// How the attributes travel; plain carries only id, type and time
+    /// How the attributes travel; plain carries only id, type, time and ordering key
     #[arg(long, value_enum, default_value = "binary")]
     form: Form,
     /// How the payload is written

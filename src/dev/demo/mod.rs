@@ -78,15 +78,17 @@ impl Demo<'_> {
     async fn bind_sibling(&self, names: &Names) -> anyhow::Result<()> {
         let queue = self.sibling_queue();
         let topology = Topology {
-            exchanges: vec![ExchangeSpec { name: names.egress() }],
+            exchanges: vec![ExchangeSpec::topic(names.egress())],
             queues: vec![QueueSpec {
                 name: queue.clone(),
                 kind: QueueKind::Classic,
                 ttl: None,
                 dead_letter_to: None,
                 delivery_limit: 0,
+                single_active_consumer: false,
             }],
             bindings: vec![Binding { queue, exchange: names.egress(), pattern: "#".to_owned() }],
+            ..Topology::default()
         };
         let refused = topology.declare_all(self.link).await?;
         if refused.is_empty() { Ok(()) } else { bail!(refused.join("; ")) }

@@ -127,6 +127,30 @@ pub async fn set_paused(tx: &Tx, consumer: &str, paused: bool, by: (&str, &str))
     Ok(true)
 }
 
+/// Pauses a consumer for the length of a change of its queues. That change has its own row in the audit.
+///
+/// # Errors
+/// When the database fails; then the transaction is to be rolled back.
+pub async fn hold(tx: &Tx, consumer: &str, by: (&str, &str)) -> Result<(), DbError> {
+    store::set_paused(tx, consumer, true, by).await.map(|_| ())
+}
+
+/// Ends what [`hold`] began, and nothing that was paused for another reason. Returns whether it was paused.
+///
+/// # Errors
+/// When the database fails; then the transaction is to be rolled back.
+pub async fn release(tx: &Tx, consumer: &str, by: (&str, &str)) -> Result<bool, DbError> {
+    store::release(tx, consumer, by).await
+}
+
+/// Leaves a row in the audit about a change of a consumer's queues.
+///
+/// # Errors
+/// When the database fails; then the transaction is to be rolled back.
+pub async fn audit_layout(tx: &Tx, actor: &str, consumer: &str, detail: &serde_json::Value) -> Result<(), DbError> {
+    store::audit(tx, (actor, "topology.apply", consumer), None, detail).await
+}
+
 /// The outbox with its partitions and the parked rows.
 ///
 /// # Errors

@@ -19,6 +19,10 @@ const SET_PAUSED: &str = "
            changed_at = clock_timestamp()
      WHERE s.paused <> excluded.paused";
 
+const RELEASE: &str = "
+    UPDATE onceflow.consumer_state SET paused = false, changed_by = $2, changed_at = clock_timestamp()
+     WHERE consumer = $1 AND paused AND reason = $3";
+
 const AUDIT: &str = "
     INSERT INTO onceflow.audit (id, actor, action, subject, reason, detail) VALUES ($1, $2, $3, $4, $5, $6)";
 
@@ -91,6 +95,11 @@ pub(super) async fn switches(tx: &Tx) -> Result<Vec<ConsumerSwitch>, DbError> {
 pub(super) async fn set_paused(tx: &Tx, consumer: &str, paused: bool, by: (&str, &str)) -> Result<bool, DbError> {
     let (actor, reason) = by;
     Ok(tx.execute(SET_PAUSED, &[&consumer, &paused, &actor, &reason]).await? > 0)
+}
+
+pub(super) async fn release(tx: &Tx, consumer: &str, by: (&str, &str)) -> Result<bool, DbError> {
+    let (actor, reason) = by;
+    Ok(tx.execute(RELEASE, &[&consumer, &actor, &reason]).await? > 0)
 }
 
 /// `what` is actor, action and subject.

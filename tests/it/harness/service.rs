@@ -23,6 +23,14 @@ impl Service {
         assert!(!ended.unwrap().success());
     }
 
+    /// SIGTERM; waits until it has drained and ended.
+    pub(crate) async fn stop(mut self) {
+        let pid = self.0.id().unwrap().to_string();
+        let told = Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &pid]).status().await.unwrap();
+        assert!(told.success());
+        assert!(self.0.wait().await.unwrap().success(), "the drain took too long");
+    }
+
     /// `kill -9`.
     pub(crate) async fn kill(mut self) {
         self.0.kill().await.unwrap();

@@ -11,7 +11,7 @@ use onceflow::broker::{
 use onceflow::config::{self, Config};
 use onceflow::health::Health;
 use onceflow::message::{Message, Route};
-use onceflow::runtime::AnyConsumer;
+use onceflow::runtime::{AnyConsumer, Layout, Place, consumer_topology};
 use serde_json::Value;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -124,14 +124,15 @@ impl Stack {
         let names = &self.config.runtime.names;
         let mut topology = Topology::default();
         for consumer in &self.config.consumers {
-            let patterns = patterns_of(&consumer.name);
-            let own = onceflow::runtime::consumer_topology(&self.config.runtime, consumer, &patterns);
-            topology.exchanges.extend(own.exchanges);
-            topology.queues.extend(own.queues);
-            topology.bindings.extend(own.bindings);
+            // A partitioned consumer is laid out by the service itself, on a broker that has nothing of it yet.
+            if consumer.partitions == 1 {
+                let patterns = patterns_of(&consumer.name);
+                let place = Place { settings: &self.config.runtime, own: consumer, patterns: &patterns };
+                topology.extend(consumer_topology(place, Layout::of(1)));
+            }
         }
         assert_eq!(consumers.len(), self.config.consumers.len());
-        topology.exchanges.push(ExchangeSpec { name: names.egress() });
+        topology.exchanges.push(ExchangeSpec::topic(names.egress()));
         if !no_sibling {
             topology.queues.push(queue(SIBLING));
             topology.bindings.push(binding(SIBLING, &names.egress(), "#"));
@@ -254,7 +255,14 @@ impl Stack {
 }
 
 fn queue(name: &str) -> QueueSpec {
-    QueueSpec { name: name.to_owned(), kind: QueueKind::Classic, ttl: None, dead_letter_to: None, delivery_limit: 0 }
+    QueueSpec {
+        name: name.to_owned(),
+        kind: QueueKind::Classic,
+        ttl: None,
+        dead_letter_to: None,
+        delivery_limit: 0,
+        single_active_consumer: false,
+    }
 }
 
 fn binding(queue: &str, exchange: &str, pattern: &str) -> Binding {

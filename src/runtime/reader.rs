@@ -1,0 +1,112 @@
+//! One subscription to one queue, from the first delivery to its drain.
+//!
+//! A partition drains in another way than the plain queue. The broker activates the next replica in line as soon as the active
+//! one is cancelled, even while its deliveries are unacknowledged, and events would overtake each other. So a partition is never
+//! cancelled: its reader stops taking deliveries, lets finish what it handed to the lanes, acknowledges that, and closes the
+//! channel. Only then the broker puts back what was not taken, in order, and activates the next replica.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::delivery::Shared;
+use super::erased::AnyConsumer;
+use super::job::{InFlight, Job};
+use super::lanes::Lanes;
+use crate::broker::{BrokerError, Delivery, Subscription, Topology};
+use crate::telemetry;
+
+/// A queue of a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Queue {
+    /// Shared by all replicas: everything where there is one queue, else retries and replays.
+    Plain,
+    /// Read by one replica at a time.
+    Partition(u16),
+}
+
+/// Why a subscription ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// It was told to; nothing of it is left.
+    Drained,
+    /// The channel is gone; what it delivered comes again.
+    Lost(BrokerError),
+}
+
+/// Reads one queue into the lanes of its consumer.
+pub(super) struct Reader {
+    pub(super) consumer: Arc<dyn AnyConsumer>,
+    pub(super) shared: Shared,
+    pub(super) lanes: Arc<Lanes>,
+    pub(super) queue: Queue,
+    pub(super) prefetch: u16,
+    pub(super) in_flight: InFlight,
+}
+
+impl Reader {
+    /// Subscribes, says so, and reads until `stop`; then drains.
+    pub(super) async fn run(self, stop: CancellationToken, subscribed: impl FnOnce(Queue)) -> Ended {
+        let (link, nothing) = (&self.shared.link, Topology::default());
+        let mut subscription = match Subscription::open(link, &nothing, &self.name(), self.prefetch, &stop).await {
+            Ok(Some(subscription)) => subscription,
+            Ok(None) => return Ended::Drained,
+            Err(error) => return Ended::Lost(error),
+        };
+        subscribed(self.queue);
+        if let Err(error) = self.consume(&mut subscription, &stop).await {
+            return Ended::Lost(error);
+        }
+        if !subscription.is_connected() {
+            return Ended::Drained;
+        }
+        self.drain(&subscription).await;
+        subscription.close().await;
+        Ended::Drained
+    }
+
+    fn name(&self) -> String {
+        let (names, consumer) = (&self.shared.settings.names, self.consumer.name());
+        match self.queue {
+            Queue::Plain => names.queue(consumer),
+            Queue::Partition(number) => names.partition(consumer, number),
+        }
+    }
+
+    async fn consume(&self, subscription: &mut Subscription, stop: &CancellationToken) -> Result<(), BrokerError> {
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                next = subscription.next() => self.take(next?),
+            }
+        }
+    }
+
+    /// Hands a delivery to the lanes.
+    fn take(&self, delivery: Delivery) {
+        let bytes = delivery.message.body.len();
+        let job = Job::new(delivery, &*self.consumer, &self.shared.settings.limits, self.in_flight.enter());
+        telemetry::received(self.consumer.name(), job.event_type(), bytes);
+        self.lanes.hand(job);
+    }
+
+    /// Lets what was handed over finish, within the grace period; the rest goes back unacknowledged.
+    async fn drain(&self, subscription: &Subscription) {
+        if self.queue == Queue::Plain
+            && let Err(error) = subscription.cancel().await
+        {
+            info!(%error, "the consumer was gone before it was cancelled");
+        }
+        let within = self.shared.settings.drain_within;
+        if tokio::time::timeout(within, self.in_flight.none_left()).await.is_err() {
+            warn!(
+                consumer = self.consumer.name(),
+                queue = self.name(),
+                "work in flight did not end within {} s: it goes back to the queue",
+                within.as_secs()
+            );
+        }
+    }
+}
