@@ -34,8 +34,13 @@ impl std::fmt::Debug for Acks {
 impl Acks {
     /// For a channel whose prefetch is `prefetch`.
     pub(super) fn new(channel: Channel, prefetch: u16) -> Arc<Self> {
-        let window = Mutex::new(Window::new(usize::from(prefetch) / 2));
+        let window = Mutex::new(Window::new(bound_for(prefetch)));
         Arc::new(Self { channel, alive: AtomicBool::new(true), sending: tokio::sync::Mutex::new(()), window })
+    }
+
+    /// From now on the prefetch is another one.
+    pub(super) fn follow(&self, prefetch: u16) {
+        self.window().bound = bound_for(prefetch);
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -78,6 +83,11 @@ impl Acks {
         }
         Ok(true)
     }
+}
+
+/// Half of what may be outstanding: the other half keeps coming.
+fn bound_for(prefetch: u16) -> usize {
+    usize::from(prefetch) / 2
 }
 
 /// Tells the broker that these messages are dealt with; the frames for some of them may be sent later, together with others.

@@ -20,7 +20,7 @@ use super::names::consumer_topology;
 use super::pause::Pauses;
 use super::settings::{ConsumerSettings, Settings};
 use super::settle::Settler;
-use crate::broker::{BrokerError, Delivery, Link, Publisher, Subscription, Topology};
+use crate::broker::{BrokerError, Delivery, Intake, Link, Publisher, Resize, Subscription, Topology};
 use crate::db::Pool;
 use crate::health::{Check, Health};
 use crate::outbox;
@@ -63,6 +63,7 @@ struct Running {
     topology: Topology,
     queue: String,
     check: String,
+    intake: Intake,
     in_flight: InFlight,
     lanes: Vec<mpsc::Sender<Job>>,
 }
@@ -77,6 +78,7 @@ pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings,
         topology: consumer_topology(&shared.settings, &own, consumer.bindings()),
         queue: shared.settings.names.queue(name),
         check: format!("consumer.{name}"),
+        intake: Intake::new(shared.settings.prefetch, shared.settings.prefetch_bytes, Resize::Allowed),
         consumer,
         shared,
         in_flight,
@@ -143,8 +145,7 @@ impl Running {
 
     async fn subscribed(&self, pacing: &mut Pacing) -> Ended {
         let shared = &self.shared;
-        let prefetch = shared.settings.prefetch;
-        let opened = Subscription::open(&shared.link, &self.topology, &self.queue, prefetch, &shared.stop).await;
+        let opened = Subscription::open(&shared.link, &self.topology, &self.queue, &self.intake, &shared.stop).await;
         let mut subscription = match opened {
             Err(error) => return Ended::Lost(error),
             Ok(None) => return Ended::Stopped,

@@ -27,6 +27,8 @@ use crate::telemetry;
 
 /// Attempts at once, before a contended event goes to the retry queue. They cost no attempt of the event.
 const CONTENTION_TRIES: u32 = 5;
+/// Most bytes of a batch, one event aside: each is in memory several times over while it is applied.
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// Longest pause between two of them.
 const CONTENTION_PAUSE: Duration = Duration::from_millis(50);
 
@@ -162,8 +164,10 @@ fn gather(first: Vec<Job>, jobs: &mut mpsc::Receiver<Job>, most: usize) -> (Vec<
     // Two events whose hashes agree by chance don't go together either, which harms nobody.
     let mut identities = HashSet::with_capacity(room);
     let mut waiting = first.into_iter();
-    while batch.len() + copies.len() + waiting.len() < most || waiting.len() > 0 {
+    let mut bytes = 0;
+    while batch.len() + copies.len() + waiting.len() < most && bytes < BATCH_BYTES || waiting.len() > 0 {
         let Some(job) = waiting.next().or_else(|| jobs.try_recv().ok()) else { break };
+        bytes += job.delivery.message.body.len();
         if identity_hash(&job).is_none_or(|hash| identities.insert(hash)) {
             batch.push(job);
         } else {

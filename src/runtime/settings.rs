@@ -20,6 +20,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Most unacknowledged deliveries per consumer.
     pub prefetch: u16,
+    /// About how many bytes of them may be in memory.
+    pub prefetch_bytes: usize,
     /// Parallel lanes per consumer; events of one key share a lane.
     pub lanes: usize,
     /// Most events of one transaction.

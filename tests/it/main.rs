@@ -11,6 +11,7 @@ mod documents;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod kills;
+mod memory;
 mod org;
 mod outages;
 mod payment;
