@@ -4,12 +4,14 @@
 //! end and then pends for ever (`spec/reliability.md` §1.5). So the first of either ends the subscription, and so does a channel
 //! that is found dead.
 //!
-//! The window of a subscription changes with the size of the messages ([`Intake`]): the consumer is cancelled, what is on its way
-//! is taken, and another consumer starts on the same channel, once there is room. Tags and order go on.
+//! The window of a subscription changes with the size of the messages ([`Intake`]): the consumer is cancelled, and another one
+//! starts on the same channel once there is room. Tags go on, and so does the order, because the consumer is cancelled only when
+//! nothing is on its way: acks are held back until its window is used up. A quorum queue takes back what a cancelled consumer
+//! had on its way, and may deliver what follows first (seen with 3.10). Where the window isn't used up there is no hurry.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, Fuse};
 use futures_util::{FutureExt, StreamExt};
@@ -28,6 +30,8 @@ use crate::message::{Message, Route};
 
 /// How often an idle subscription looks whether its channel still lives.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long acks may be held back for a window that has to change.
+const HOLD_WITHIN: Duration = Duration::from_millis(200);
 
 /// A running consumer of one queue.
 pub struct Subscription {
@@ -36,6 +40,8 @@ pub struct Subscription {
     acks: Arc<Acks>,
     intake: Intake,
     state: State,
+    /// Since when acks are held back.
+    held_since: Option<Instant>,
     /// Read, but not yet asked for.
     arrived: VecDeque<Delivery>,
 }
@@ -44,7 +50,7 @@ pub struct Subscription {
 enum State {
     /// A consumer.
     Reading(Consumer),
-    /// A consumer that is being cancelled: what is on its way still comes.
+    /// A consumer that is being cancelled, with nothing on its way.
     Leaving(Consumer, Fuse<BoxFuture<'static, Result<(), BrokerError>>>),
     /// Nowhere, until there is room for the next window.
     Waiting,
@@ -82,7 +88,7 @@ impl Subscription {
         } else {
             State::Waiting
         };
-        Ok(Some(Self { channel, queue, acks, intake, state, arrived: VecDeque::new() }))
+        Ok(Some(Self { channel, queue, acks, intake, state, held_since: None, arrived: VecDeque::new() }))
     }
 
     /// The next delivery. Cancel safe.
@@ -97,11 +103,12 @@ impl Subscription {
                 self.give_back().await;
                 return Err(BrokerError::overfull(held));
             }
-            self.follow_the_window()?;
+            self.follow_the_window().await?;
             if let Some(delivery) = self.arrived.pop_front() {
                 return Ok(delivery);
             }
-            match tokio::time::timeout(LOOK_EVERY, self.step()).await {
+            let patience = if self.held_since.is_some() { HOLD_WITHIN } else { LOOK_EVERY };
+            match tokio::time::timeout(patience, self.step()).await {
                 Ok(done) => done?,
                 Err(_) if self.channel.status().connected() => {}
                 Err(_) => return Err(BrokerError::ended("consume")),
@@ -137,13 +144,24 @@ impl Subscription {
         }
     }
 
-    /// Begins to cancel the consumer when its window has to change.
-    fn follow_the_window(&mut self) -> Result<(), BrokerError> {
+    /// Cancels the consumer when its window has to change and nothing is on its way.
+    async fn follow_the_window(&mut self) -> Result<(), BrokerError> {
         let State::Reading(consumer) = &self.state else { return Ok(()) };
-        let Some(size) = self.intake.wanted() else { return Ok(()) };
+        let Some(size) = self.intake.wanted() else { return self.let_go().await };
         if self.intake.is_fixed() {
             // With anything in memory it would come again: only the overfull can't wait.
             return if self.intake.is_empty() { Err(BrokerError::window_changes()) } else { Ok(()) };
+        }
+        let held_since = *self.held_since.get_or_insert_with(|| {
+            self.acks.hold();
+            Instant::now()
+        });
+        if self.acks.outstanding() < usize::from(self.intake.window()) {
+            if held_since.elapsed() < HOLD_WITHIN {
+                return Ok(());
+            }
+            self.intake.put_off();
+            return self.let_go().await;
         }
         tracing::debug!(
             queue = self.queue,
@@ -161,6 +179,13 @@ impl Subscription {
         Ok(())
     }
 
+    async fn let_go(&mut self) -> Result<(), BrokerError> {
+        match self.held_since.take() {
+            Some(_) => self.acks.let_go().await,
+            None => Ok(()),
+        }
+    }
+
     /// Waits for whatever comes next: a delivery, room, or a consumer that starts.
     async fn step(&mut self) -> Result<(), BrokerError> {
         match &mut self.state {
@@ -174,10 +199,11 @@ impl Subscription {
                 done = cancelled => done,
             },
             State::Waiting => {
+                self.let_go().await?;
                 let size = self.intake.wanted().unwrap_or(self.intake.window());
                 self.intake.room_for(size).await;
                 self.intake.opened(size);
-                self.acks.follow(size);
+                self.acks.next_consumer(size);
                 self.state = State::Starting(consume(self.channel.clone(), self.queue.clone(), size));
                 Ok(())
             }
@@ -193,6 +219,7 @@ impl Subscription {
     /// # Errors
     /// The channel is gone, and with it the consumer.
     pub async fn cancel(&mut self) -> Result<(), BrokerError> {
+        self.let_go().await?;
         if let State::Starting(started) = &mut self.state {
             self.state = State::Reading(started.await?);
         }

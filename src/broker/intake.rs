@@ -25,13 +25,15 @@ const RISE: usize = 8;
 const FALL: usize = 1_024;
 /// A window that was made smaller stays as it is for so long.
 const REST: Duration = Duration::from_secs(1);
+/// After a change was not possible it is not tried again for so long.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// What a delivery takes beside its body and headers.
 const AROUND: usize = 1_024;
 
 /// What a queue is read with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resize {
-    /// The consumer is cancelled and started again with another window, while what it brought is worked on.
+    /// The consumer is cancelled and another one started with another window, while what it brought is worked on.
     Allowed,
     /// A cancelled consumer would hand the queue to another one while deliveries are in flight (single active consumer): the
     /// subscription ends when its window has to change, and its owner opens another one.
@@ -48,7 +50,7 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// At most `most` deliveries in a window, and about `bytes` of them in memory.
+    /// At most `most` deliveries in a window, and twice as many or about `bytes` in memory.
     pub fn new(most: u16, bytes: usize, resize: Resize) -> Self {
         Self { resize, window: Arc::new(Mutex::new(Window::new(most, bytes))), freed: Arc::default() }
     }
@@ -111,6 +113,11 @@ impl Intake {
         self.lock().opened(size, Instant::now());
     }
 
+    /// It can't have another size now.
+    pub(super) fn put_off(&self) {
+        self.lock().put_off_until = Some(Instant::now() + TRY_AGAIN_AFTER);
+    }
+
     /// Counts a message until what is returned is dropped.
     pub(super) fn hold(&self, message: &Message) -> Held {
         let headers = message.headers.iter().map(|(name, value)| name.len() + value.as_str().map_or(8, str::len));
@@ -154,13 +161,16 @@ struct Window {
     /// Whether it was half full since then: an idle consumer needs no larger one.
     was_used: bool,
     rests_until: Option<Instant>,
+    put_off_until: Option<Instant>,
 }
 
 impl Window {
     fn new(most: u16, bytes: usize) -> Self {
         let most = most.max(1);
         let size = FIRST.min(most);
-        Self { most, bytes, size, estimate: 0, held: 0, held_bytes: 0, seen: 0, was_used: false, rests_until: None }
+        let (estimate, held, held_bytes, seen, was_used) = Default::default();
+        let (rests_until, put_off_until) = Default::default();
+        Self { most, bytes, size, estimate, held, held_bytes, seen, was_used, rests_until, put_off_until }
     }
 
     fn arrived(&mut self, bytes: usize) {
@@ -196,6 +206,9 @@ impl Window {
     /// By powers of two, and a larger one only when it would fit with ease, so that a size at the edge does not go to and fro.
     fn wanted(&self, now: Instant) -> Option<u16> {
         let (size, fitting) = (usize::from(self.size), self.fitting());
+        if self.put_off_until.is_some_and(|until| now < until) {
+            return None;
+        }
         if fitting < size {
             return Some(self.at_most(power_of_two_below(fitting)));
         }
@@ -215,7 +228,9 @@ impl Window {
     }
 
     fn has_room_for(&self, size: u16) -> bool {
-        self.held == 0 || self.held_bytes + usize::from(size) * self.estimate <= self.bytes
+        self.held == 0
+            || self.held_bytes + usize::from(size) * self.estimate <= self.bytes
+                && self.held + usize::from(size) <= 2 * usize::from(self.most)
     }
 
     fn is_overfull(&self) -> bool {
@@ -332,6 +347,17 @@ mod tests {
             window.left(MIB);
         }
         assert!(window.has_room_for(1_000), "with nothing in memory there is always room");
+    }
+
+    #[test]
+    fn windows_that_follow_each_other_leave_no_more_than_twice_the_number_in_memory_i8() {
+        let mut window = window();
+        for _ in 0..1_001 {
+            window.arrived(1_300);
+        }
+        assert!(!window.has_room_for(1_000));
+        window.left(1_300);
+        assert!(window.has_room_for(1_000));
     }
 
     proptest! {

@@ -96,7 +96,8 @@ pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings,
 fn start_lanes(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, tasks: &mut JoinSet<()>) -> Vec<mpsc::Sender<Job>> {
     let settings = &shared.settings;
     let start = |_| {
-        let (sender, receiver) = mpsc::channel(usize::from(settings.prefetch));
+        // As many as may be in memory, so that a lane that is held up never keeps deliveries from the others.
+        let (sender, receiver) = mpsc::channel(2 * usize::from(settings.prefetch));
         let lane = Lane {
             attempter: Attempter {
                 consumer: consumer.clone(),
