@@ -64,6 +64,11 @@ impl DatabaseSettings {
         }
     }
 
+    /// Connections that all consumers share.
+    pub(super) fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
     /// Host and database, without the credentials.
     pub fn address(&self) -> String {
         match url::Url::parse(self.url.expose_secret()) {

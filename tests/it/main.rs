@@ -8,6 +8,7 @@ mod admin;
 mod cli;
 mod delivery;
 mod documents;
+mod fairness;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod kills;

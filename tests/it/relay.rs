@@ -200,3 +200,16 @@ async fn rows_of_others_are_published_while_the_listener_is_away_and_it_comes_ba
     assert_eq!(stack.downstream().await.len(), 100);
     eventually(SOON, || async { (listeners().await == 1).then_some(()) }).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_may_only_insert_writes_rows_that_are_published() {
+    let stack = Stack::start(domains::consumers()).await;
+    let role = format!("it_writer_{}", uuid::Uuid::now_v7().simple());
+    let grants = format!(
+        "CREATE ROLE {role}; GRANT USAGE ON SCHEMA onceflow TO {role}; GRANT INSERT ON onceflow.outbox TO {role}; SET ROLE {role}"
+    );
+    stack.client.batch_execute(&grants).await.unwrap();
+    stack.client.execute(BY_HAND, &[&1i32, &3i32]).await.unwrap();
+    stack.client.batch_execute(&format!("RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
+    assert_eq!(stack.downstream().await.len(), 3);
+}
