@@ -322,8 +322,10 @@ fn start_relay(
         holder: Uuid::now_v7().to_string(),
     };
     let publisher = Publisher::new(link, egress_topology(names));
+    let bell = handover.bell();
     let relay = Relay::new(settings, config.database.pool(Role::Relay)?, publisher, handover, health.clone());
     let mut tasks = JoinSet::new();
+    tasks.spawn(config.database.listener()?.run(bell, stop.clone()));
     tasks.spawn(relay.run(stop.clone()));
     Ok(tasks)
 }

@@ -34,8 +34,36 @@ impl std::fmt::Debug for Acks {
 impl Acks {
     /// For a channel whose prefetch is `prefetch`.
     pub(super) fn new(channel: Channel, prefetch: u16) -> Arc<Self> {
-        let window = Mutex::new(Window::new(usize::from(prefetch) / 2));
+        let window = Mutex::new(Window::new(bound_for(prefetch)));
         Arc::new(Self { channel, alive: AtomicBool::new(true), sending: tokio::sync::Mutex::new(()), window })
+    }
+
+    /// From now on nothing is acknowledged, so that the prefetch is used up and nothing more is on its way.
+    pub(super) fn hold(&self) {
+        self.window().is_held = true;
+    }
+
+    /// How many deliveries of the running consumer the broker waits for. As many as its prefetch: none is on its way.
+    pub(super) fn outstanding(&self) -> usize {
+        self.window().outstanding()
+    }
+
+    /// Another consumer of the channel starts, with a prefetch of its own.
+    pub(super) fn next_consumer(&self, prefetch: u16) {
+        let mut window = self.window();
+        window.before = window.last;
+        window.bound = bound_for(prefetch);
+    }
+
+    /// Acknowledges again, what was held back too.
+    pub(super) async fn let_go(&self) -> Result<(), BrokerError> {
+        let _sending = self.sending.lock().await;
+        let frames = {
+            let mut window = self.window();
+            window.is_held = false;
+            window.frames()
+        };
+        self.send(frames).await.map(|_| ())
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -47,17 +75,25 @@ impl Acks {
     }
 
     pub(super) fn delivered(&self, tag: u64) {
-        self.window().in_flight.insert(tag);
+        let mut window = self.window();
+        window.in_flight.insert(tag);
+        window.last = tag;
     }
 
     fn window(&self) -> MutexGuard<'_, Window> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends what waits above deliveries in flight.
+    /// Sends all that waits, what is above deliveries in flight too.
     pub(super) async fn flush(&self) -> Result<(), BrokerError> {
         let _sending = self.sending.lock().await;
-        let frames = self.window().one_by_one();
+        let frames = {
+            let mut window = self.window();
+            window.is_held = false;
+            let mut frames = window.frames();
+            frames.extend(window.one_by_one());
+            frames
+        };
         self.send(frames).await.map(|_| ())
     }
 
@@ -78,6 +114,11 @@ impl Acks {
         }
         Ok(true)
     }
+}
+
+/// Half of what may be outstanding: the other half keeps coming.
+fn bound_for(prefetch: u16) -> usize {
+    usize::from(prefetch) / 2
 }
 
 /// Tells the broker that these messages are dealt with; the frames for some of them may be sent later, together with others.
@@ -108,11 +149,17 @@ struct Window {
     unsent: BTreeSet<u64>,
     /// Most tags that may wait above one in flight.
     bound: usize,
+    /// All wait.
+    is_held: bool,
+    /// The last tag so far, and the last one before the running consumer.
+    last: u64,
+    before: u64,
 }
 
 impl Window {
     fn new(bound: usize) -> Self {
-        Self { in_flight: BTreeSet::new(), unsent: BTreeSet::new(), bound }
+        let (in_flight, unsent) = Default::default();
+        Self { in_flight, unsent, bound, is_held: false, last: 0, before: 0 }
     }
 
     fn dealt_with(&mut self, tags: impl Iterator<Item = u64>) -> Vec<Frame> {
@@ -121,6 +168,15 @@ impl Window {
                 self.unsent.insert(tag);
             }
         }
+        if self.is_held { Vec::new() } else { self.frames() }
+    }
+
+    fn outstanding(&self) -> usize {
+        let own = self.before + 1..;
+        self.in_flight.range(own.clone()).count() + self.unsent.range(own).count()
+    }
+
+    fn frames(&mut self) -> Vec<Frame> {
         let above = match self.in_flight.first() {
             Some(first) => self.unsent.split_off(first),
             None => BTreeSet::new(),
@@ -181,6 +237,19 @@ mod tests {
         assert_eq!(window.dealt_with(4..=4), [one(2), one(3), one(4)]);
         assert_eq!(window.dealt_with(1..=1), [one(1)]);
         assert_eq!(window.dealt_with(5..=6), [all(6)]);
+    }
+
+    #[test]
+    fn while_they_are_held_nothing_is_acknowledged_and_all_of_it_is_outstanding() {
+        let mut window = window(6, 2);
+        window.is_held = true;
+        assert_eq!(window.dealt_with(1..=5), []);
+        assert_eq!(window.outstanding(), 6);
+        window.before = 4;
+        assert_eq!(window.outstanding(), 2, "of the next consumer");
+        window.is_held = false;
+        assert_eq!(window.frames(), [all(5)]);
+        assert_eq!(window.outstanding(), 1);
     }
 
     proptest! {

@@ -17,6 +17,8 @@ enum Kind {
     Silent(Duration),
     Settings(super::SettingsError),
     Ended,
+    Overfull(usize),
+    WindowChanges,
     TooLong(&'static str),
     NoHashExchange,
 }
@@ -36,6 +38,14 @@ impl BrokerError {
 
     pub(crate) fn ended(doing: &'static str) -> Self {
         Self { doing, kind: Kind::Ended }
+    }
+
+    pub(super) fn overfull(bytes: usize) -> Self {
+        Self { doing: "consume", kind: Kind::Overfull(bytes) }
+    }
+
+    pub(super) fn window_changes() -> Self {
+        Self { doing: "consume", kind: Kind::WindowChanges }
     }
 
     pub(super) fn too_long(what: &'static str) -> Self {
@@ -82,6 +92,16 @@ impl BrokerError {
         matches!(self.kind, Kind::NoHashExchange) || self.reply_code().is_some_and(|code| (402..500).contains(&code))
     }
 
+    /// Nothing is wrong: the subscription ends so that another one is opened, with a window of another size.
+    pub fn is_change_of_window(&self) -> bool {
+        matches!(self.kind, Kind::WindowChanges)
+    }
+
+    /// More came at once than may be in memory; what was not acknowledged goes back, and comes in a smaller window.
+    pub fn is_overfull(&self) -> bool {
+        matches!(self.kind, Kind::Overfull(_))
+    }
+
     /// The message itself was refused: too large, or a frame the broker can't read. Sending it again can't work.
     pub fn blames_the_message(&self) -> bool {
         matches!(self.kind, Kind::TooLong(_)) || matches!(self.reply_code(), Some(406 | 501 | 502))
@@ -105,6 +125,13 @@ impl std::fmt::Display for BrokerError {
                  rabbitmq_consistent_hash_exchange is not enabled. Run `rabbitmq-plugins enable \
                  rabbitmq_consistent_hash_exchange` on every node"
             ),
+            Kind::Overfull(bytes) => write!(
+                f,
+                "broker: {doing}: messages became larger too suddenly, {} MiB came at once: they go back to the queue and come \
+                 again, fewer at a time",
+                bytes >> 20
+            ),
+            Kind::WindowChanges => write!(f, "broker: {doing}: the window changes"),
             Kind::TooLong(what) => write!(f, "broker: {doing}: the {what} is longer than AMQP allows (255 bytes)"),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::reader::Reader;
-use crate::db::{Pool, Settings, SettingsError};
+use crate::db::{Listener, Pool, Settings, SettingsError};
 
 /// How to reach PostgreSQL. Each part of the program has a pool of its own, so that none can starve another.
 #[derive(Debug, Clone)]
@@ -43,13 +43,30 @@ impl DatabaseSettings {
             Role::Relay => ("onceflow relay", RELAY_CONNECTIONS),
             Role::Admin => ("onceflow admin", ADMIN_CONNECTIONS),
         };
-        Pool::new(&Settings {
+        Pool::new(&self.settings(name, max_connections))
+    }
+
+    /// Hears of rows that others write into the outbox, on one connection beside the pools.
+    ///
+    /// # Errors
+    /// When the URL can't be used as it is.
+    pub fn listener(&self) -> Result<Listener, SettingsError> {
+        Listener::new(&self.settings("onceflow listener", 1))
+    }
+
+    fn settings(&self, name: &str, max_connections: usize) -> Settings {
+        Settings {
             url: self.url.clone(),
             max_connections,
             statement_timeout: self.statement_timeout,
             allow_plaintext: self.allow_plaintext,
             application_name: name.to_owned(),
-        })
+        }
+    }
+
+    /// Connections that all consumers share.
+    pub(super) fn max_connections(&self) -> usize {
+        self.max_connections
     }
 
     /// Host and database, without the credentials.

@@ -74,6 +74,22 @@ pub fn load(path: Option<&Path>, consumers: &[&str]) -> Result<Config, ConfigErr
         log: admin::read_log(&mut reader),
         file,
     };
+    check_connections(&mut reader, &config);
     reader.finish()?;
     Ok(config)
+}
+
+/// A lane keeps its connection for as long as its handler takes: with one for each, a consumer that hangs takes none from others.
+fn check_connections(reader: &mut Reader, config: &Config) {
+    let (lanes, consumers) = (config.runtime.lanes, config.consumers.len());
+    // One more of each consumer moves what the broker gave up on.
+    let needed = (lanes + 1) * consumers;
+    let given = config.database.max_connections();
+    if needed > given {
+        let what = format!(
+            "{lanes} lanes of {consumers} consumers, and one more for each consumer, need {needed} connections, but \
+             database.max_connections is {given}: raise it, or take fewer lanes"
+        );
+        reader.problem("runtime.lanes", what);
+    }
 }

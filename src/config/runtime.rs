@@ -12,6 +12,8 @@ use crate::runtime::{ConsumerSettings, ForeignBinding, Names, RetryPolicy, Setti
 
 const DEFAULT_DELAYS: [&str; 5] = ["1s", "5s", "30s", "2m", "10m"];
 
+const MIB: usize = 1024 * 1024;
+
 pub(super) fn read(reader: &mut Reader) -> Settings {
     Settings {
         names: read_names(reader),
@@ -19,6 +21,7 @@ pub(super) fn read(reader: &mut Reader) -> Settings {
         retry: read_retry(reader),
         limits: read_limits(reader),
         prefetch: reader.within("runtime.prefetch", 1_000, 1..=10_000),
+        prefetch_bytes: reader.within("runtime.prefetch_bytes", 32 * MIB, MIB..=4_096 * MIB),
         lanes: reader.within("runtime.lanes", 2, 1..=64),
         batch: reader.within("runtime.batch", 200, 1..=1_000),
         handler_timeout: reader.duration("runtime.handler_timeout", "30s"),

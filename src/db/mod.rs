@@ -1,11 +1,13 @@
 //! PostgreSQL: the pool, the transaction and the migrations. Nothing else in the house opens a connection.
 
 mod error;
+mod listen;
 mod migrate;
 mod pool;
 mod tx;
 
 pub use error::{Class, DbError};
+pub use listen::Listener;
 pub use migrate::{MigrateError, SchemaState, migrate, schema_state};
 pub use pool::{Pool, PoolUsage, Settings, SettingsError};
 pub use tx::{Commit, Tx};

@@ -28,7 +28,7 @@ pub struct Settings {
 }
 
 /// Longest wait for a TCP connection with TLS and authentication: a peer that accepts and stays silent must not hold us.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// Longest wait for a free connection.
 const WAIT_WITHIN: Duration = Duration::from_secs(5);
 /// The server's own timeout fires first; this is for a server that no longer answers at all.
@@ -126,7 +126,7 @@ pub struct PoolUsage {
     pub max: usize,
 }
 
-fn client_config(settings: &Settings) -> Result<Config, SettingsError> {
+pub(super) fn client_config(settings: &Settings) -> Result<Config, SettingsError> {
     let mut config =
         Config::from_str(settings.url.expose_secret()).map_err(|e| SettingsError::Malformed(e.to_string()))?;
     let local = config.get_hosts().iter().all(is_local);
@@ -175,7 +175,7 @@ fn host_names(config: &Config) -> String {
     names.join(", ")
 }
 
-fn tls() -> Result<MakeRustlsConnect, SettingsError> {
+pub(super) fn tls() -> Result<MakeRustlsConnect, SettingsError> {
     let (connect, unread) = MakeRustlsConnect::with_native_certs().map_err(|e| SettingsError::Tls(format!("{e:?}")))?;
     for problem in unread {
         tracing::warn!(%problem, "a certificate of this system can't be read and is not trusted");

@@ -331,6 +331,16 @@ mod tests {
         assert!(tokio::time::timeout(20 * WAIT_FOR_ROOM, handover.room()).await.is_ok());
     }
 
+    #[tokio::test]
+    async fn whoever_rings_the_bell_makes_the_relay_look_at_the_table() {
+        let handover = open();
+        let mut something = std::pin::pin!(handover.something());
+        assert!(poll_immediate(something.as_mut()).await.is_none());
+        handover.bell().notify_one();
+        something.await;
+        assert!(handover.take(100).look);
+    }
+
     #[test]
     fn as_much_is_taken_as_was_asked_for() {
         let handover = open();

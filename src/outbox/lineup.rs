@@ -9,31 +9,47 @@ use super::row::Pending;
 /// is refused is never overtaken (I-5); keys that came later join the next wave, so a hot key holds nobody up.
 #[derive(Debug, Default)]
 pub(super) struct Lineup {
-    lines: HashMap<Arc<str>, VecDeque<Pending>>,
+    lines: HashMap<Arc<str>, Line>,
     /// Keys with rows, in turn.
     turn: VecDeque<Arc<str>>,
     seqs: HashSet<i64>,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    rows: VecDeque<Pending>,
+    bytes: usize,
+}
+
+/// What a key has at hand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct AtHand {
+    pub(super) rows: usize,
+    pub(super) bytes: usize,
 }
 
 impl Lineup {
-    /// Adds a row unless it is there already. Returns how many rows its key has now.
-    pub(super) fn add(&mut self, row: Pending) -> usize {
+    /// Adds a row unless it is there already. Returns what its key has now.
+    pub(super) fn add(&mut self, row: Pending) -> AtHand {
         if !self.seqs.insert(row.seq) {
-            return self.waiting(&row.key);
+            return self.at_hand(&row.key);
         }
         let line = self.lines.entry(row.key.clone()).or_default();
-        if line.is_empty() {
+        if line.rows.is_empty() {
             self.turn.push_back(row.key.clone());
         }
+        self.bytes += row.weight();
+        line.bytes += row.weight();
         // Nearly always at the end: a row of another writer may have been found late.
-        let place = line.partition_point(|other| other.seq < row.seq);
-        line.insert(place, row);
-        line.len()
+        let place = line.rows.partition_point(|other| other.seq < row.seq);
+        line.rows.insert(place, row);
+        AtHand { rows: line.rows.len(), bytes: line.bytes }
     }
 
     /// Rows of a key.
-    pub(super) fn waiting(&self, key: &str) -> usize {
-        self.lines.get(key).map_or(0, VecDeque::len)
+    pub(super) fn at_hand(&self, key: &str) -> AtHand {
+        self.lines.get(key).map_or_else(AtHand::default, |line| AtHand { rows: line.rows.len(), bytes: line.bytes })
     }
 
     /// Takes the next rows, one of each key, up to a number and a size in bytes; at least one where there is any.
@@ -44,18 +60,20 @@ impl Lineup {
         while wave.len() < most_rows && (wave.is_empty() || bytes < most_bytes) {
             let Some(key) = self.turn.pop_front() else { break };
             let Some(line) = self.lines.get_mut(&key) else { continue };
-            if let Some(row) = line.pop_front() {
+            if let Some(row) = line.rows.pop_front() {
                 bytes += row.weight();
+                line.bytes -= row.weight();
                 self.seqs.remove(&row.seq);
                 wave.push(row);
             }
-            if line.is_empty() {
+            if line.rows.is_empty() {
                 self.lines.remove(&key);
             } else {
                 again.push(key);
             }
         }
         self.turn.extend(again);
+        self.bytes -= bytes;
         wave
     }
 
@@ -67,6 +85,11 @@ impl Lineup {
     /// Rows.
     pub(super) fn len(&self) -> usize {
         self.seqs.len()
+    }
+
+    /// Bytes of all rows.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Keys that could go in the next wave.
@@ -116,6 +139,16 @@ mod tests {
     fn a_row_that_is_found_late_goes_to_its_place_and_one_found_twice_goes_once() {
         let mut lineup = lineup(&[("a", 3), ("a", 1), ("a", 3), ("a", 2)]);
         assert_eq!([wave(&mut lineup), wave(&mut lineup), wave(&mut lineup)], [[1], [2], [3]]);
+    }
+
+    #[test]
+    fn rows_at_hand_are_counted_in_bytes_i8() {
+        let mut lineup = lineup(&[("a", 1), ("a", 2), ("b", 3), ("a", 1)]);
+        let weight = pending("a", 1).weight();
+        assert_eq!(lineup.at_hand("t/a"), AtHand { rows: 2, bytes: 2 * weight });
+        assert_eq!(lineup.bytes(), 3 * weight);
+        wave(&mut lineup);
+        assert_eq!((lineup.at_hand("t/a").bytes, lineup.at_hand("t/b").bytes, lineup.bytes()), (weight, 0, weight));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! 3. The holder gets the rows of its own process in memory, in commit order ([`Handover`]), and reads the table for
 //!    all others: rows of other processes, of before a crash, of after an outage. Whether others have rows in a partition is
 //!    asked by the statement that writes ours, under the locks that order them; if so the table is read before ours go out.
+//!    Rows of writers that are no process of ours are told by a notification; without it they are found by looking, a little later.
 //! 4. Rows are published in waves, at most one row per key in flight, so that a refused row never overtakes: what follows it in
 //!    its key waits.
 //! 5. Confirmed rows are removed beside that, many at once, by a statement that also compares the epoch and counts them. A relay

@@ -4,27 +4,31 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::PARTITIONS;
 use super::handover::Handover;
 use super::lease::{Grant, committed};
-use super::lineup::Lineup;
+use super::lineup::{AtHand, Lineup};
 use super::row::Pending;
-use super::store::{self, Look, Place};
+use super::store::{self, Found, Look, Place};
 use super::sweep::Sweep;
 use crate::db::{DbError, Pool};
 
 /// Most rows at hand; those that are handed over wait while there are more.
 const LINEUP_ROWS: usize = 2_048;
+/// Most bytes at hand, what one look or one batch brings aside; with more of them nothing is fetched.
+const LINEUP_BYTES: usize = 8 * 1024 * 1024;
 /// Rows per partition of one look at the table.
 const LOOK_ROWS: usize = 128;
+/// Bytes of them, one row aside: rows may be large.
+const LOOK_BYTES: usize = 512 * 1024;
 /// With no more numbers to go, what is committed from then on is kept in memory.
 const NEAR: i64 = 4_096;
 /// With so many keys at hand the table isn't looked at for more.
 const ENOUGH_KEYS: usize = 256;
-/// A key with so many rows at hand is set aside: its further rows stay in the table, so that they hide nobody else's.
-const CROWD: usize = LOOK_ROWS;
-/// With so few rows left at hand more of its rows are fetched.
-const CROWD_IS_GONE: usize = LOOK_ROWS / 4;
+/// A key with so much at hand, by either count, is set aside: its further rows stay in the table, so that they hide nobody
+/// else's.
+const CROWD: AtHand = AtHand { rows: LOOK_ROWS, bytes: LOOK_BYTES };
+/// With so little left at hand, by both counts, more of its rows are fetched.
+const CROWD_IS_GONE: AtHand = AtHand { rows: LOOK_ROWS / 4, bytes: LOOK_BYTES / 4 };
 /// How soon the table is looked at again after rows were found there, and at the latest.
 const LOOK_SOON: Duration = Duration::from_millis(5);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -150,7 +154,7 @@ impl Supply {
     }
 
     async fn fill_from_table(&mut self) -> Result<(), DbError> {
-        if self.lineup.keys() >= ENOUGH_KEYS {
+        if self.lineup.keys() >= ENOUGH_KEYS || self.lineup.bytes() >= LINEUP_BYTES {
             return Ok(());
         }
         let until = match self.source {
@@ -177,7 +181,7 @@ impl Supply {
 
     async fn fill_from_memory(&mut self) -> Result<(), DbError> {
         let room = LINEUP_ROWS.saturating_sub(self.lineup.len());
-        if room == 0 {
+        if room == 0 || self.lineup.bytes() >= LINEUP_BYTES {
             return Ok(());
         }
         self.sweep.room().await;
@@ -222,7 +226,8 @@ impl Supply {
             return;
         }
         let (key, partition) = (row.key.clone(), row.partition);
-        if self.lineup.add(row) >= CROWD {
+        let at_hand = self.lineup.add(row);
+        if at_hand.rows >= CROWD.rows || at_hand.bytes >= CROWD.bytes {
             self.aside.insert(key, partition);
         }
     }
@@ -231,26 +236,29 @@ impl Supply {
     async fn look_at_table(&mut self, until: Option<i64>) -> Result<Seen, DbError> {
         let places: Vec<_> = self.grant.partitions().into_iter().map(|partition| (partition, None)).collect();
         let without: Vec<Arc<str>> = self.blocked.keys().chain(self.aside.keys()).cloned().collect();
-        let rows = self.read(&places, until, &without).await?;
+        let Found { rows, everything } = self.read(&places, until, &without).await?;
         self.look.found(rows.len());
         let lowest = rows.iter().map(|row| row.seq).min();
-        let mut of_partition = [0; PARTITIONS as usize];
         for row in rows {
-            if let Some(count) = usize::try_from(row.partition).ok().and_then(|p| of_partition.get_mut(p)) {
-                *count += 1;
-            }
             self.line_up(row);
         }
-        Ok(Seen { everything: of_partition.iter().all(|count| *count < LOOK_ROWS), lowest })
+        Ok(Seen { everything, lowest })
     }
 
     async fn fetch_more_of_hot_keys(&mut self) -> Result<(), DbError> {
-        let few = |(key, _): &(&Arc<str>, &i16)| self.lineup.waiting(key) < CROWD_IS_GONE;
+        let few = |(key, _): &(&Arc<str>, &i16)| {
+            let at_hand = self.lineup.at_hand(key);
+            at_hand.rows < CROWD_IS_GONE.rows && at_hand.bytes < CROWD_IS_GONE.bytes
+        };
         let places: Vec<_> =
             self.aside.iter().filter(few).map(|(key, partition)| (*partition, Some(key.clone()))).collect();
         for place in places {
-            let rows = self.read(std::slice::from_ref(&place), None, &[]).await?;
-            if let Some(key) = place.1.filter(|_| rows.len() < LOOK_ROWS) {
+            if self.lineup.bytes() >= LINEUP_BYTES {
+                // In turn: the keys that are left get their rows once these have gone.
+                return Ok(());
+            }
+            let Found { rows, everything } = self.read(std::slice::from_ref(&place), None, &[]).await?;
+            if let Some(key) = place.1.filter(|_| everything) {
                 // What is committed after this look is handed over again.
                 self.aside.remove(&key);
             }
@@ -261,15 +269,16 @@ impl Supply {
         Ok(())
     }
 
-    async fn read(&self, places: &[Place], until: Option<i64>, without: &[Arc<str>]) -> Result<Vec<Pending>, DbError> {
+    async fn read(&self, places: &[Place], until: Option<i64>, without: &[Arc<str>]) -> Result<Found, DbError> {
         self.sweep.room().await;
         let known: Vec<i64> = self.lineup.seqs().chain(self.sweep.known()).collect();
         let without_keys: Vec<&str> = without.iter().map(|key| &**key).collect();
         let tx = self.pool.begin().await?;
-        let look = Look { places, until, limit: LOOK_ROWS, without_keys: &without_keys, known: &known };
-        let rows = store::ready(&tx, look).await?;
+        let look =
+            Look { places, until, limit: LOOK_ROWS, bytes: LOOK_BYTES, without_keys: &without_keys, known: &known };
+        let found = store::ready(&tx, look).await?;
         committed(tx).await?;
-        Ok(rows)
+        Ok(found)
     }
 }
 

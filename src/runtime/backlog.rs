@@ -46,12 +46,13 @@ impl Backlog {
     /// Adds a job behind all others. Those of a subscription that has ended come again, and are dropped here if many wait.
     pub(super) fn add(&self, job: Job) {
         let (key, identity) = (hash(job.ordering_key()), job.identity().map(hash));
+        let bytes = job.delivery.message.body.len();
         let mut state = self.state();
         if state.waiting.len() >= state.crowd {
             state.waiting.retain(|waiting| waiting.job.delivery.is_current());
             state.crowd = (state.waiting.len() * 2).max(CROWD);
         }
-        if state.add(Waiting { job, key, identity }) {
+        if state.add(Waiting { job, key, identity, bytes }) {
             self.changed.notify_one();
         }
     }
@@ -100,6 +101,8 @@ impl Drop for Batch {
     }
 }
 
+/// Most bytes of a batch, one event aside: each is in memory several times over while it is applied.
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// With so many waiting, those of ended subscriptions are looked for.
 const CROWD: usize = 4_096;
 
@@ -108,6 +111,7 @@ struct Waiting<J> {
     job: J,
     key: u64,
     identity: Option<u64>,
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -188,8 +192,8 @@ impl<J> State<J> {
         let room = self.most.min(self.waiting.len());
         let (mut jobs, mut keys) = (Vec::with_capacity(room), HashSet::with_capacity(room));
         let (mut identities, mut held_up) = (HashSet::with_capacity(room), HashSet::new());
-        let mut left = Vec::new();
-        while jobs.len() < self.most {
+        let (mut bytes, mut left) = (0, Vec::new());
+        while jobs.len() < self.most && bytes < BATCH_BYTES {
             let Some(next) = self.waiting.pop_front() else { break };
             // Two events whose hashes agree by chance don't go together either, which harms nobody.
             let can_go = !self.busy.contains(&next.key)
@@ -197,6 +201,7 @@ impl<J> State<J> {
                 && next.identity.is_none_or(|identity| identities.insert(identity));
             if can_go {
                 keys.insert(next.key);
+                bytes += next.bytes;
                 jobs.push(next.job);
             } else {
                 held_up.insert(next.key);
@@ -234,7 +239,7 @@ mod tests {
     fn state(most: usize, jobs: &[(u64, u64)]) -> State<u64> {
         let mut state = State::new(most);
         for (number, (key, identity)) in (0..).zip(jobs) {
-            state.add(Waiting { job: number, key: *key, identity: Some(*identity) });
+            state.add(Waiting { job: number, key: *key, identity: Some(*identity), bytes: 300 });
         }
         state
     }
@@ -281,11 +286,23 @@ mod tests {
             Next::WaitUntil(until) => until,
             other => panic!("{other:?}"),
         };
-        state.add(Waiting { job: 3, key: 4, identity: None });
+        state.add(Waiting { job: 3, key: 4, identity: None, bytes: 300 });
         assert_eq!(batch(state.next(now)).0, [2, 3], "a full batch");
-        state.add(Waiting { job: 4, key: 5, identity: None });
+        state.add(Waiting { job: 4, key: 5, identity: None, bytes: 300 });
         assert!(matches!(state.next(now), Next::WaitUntil(_)));
         assert_eq!(batch(state.next(until)).0, [4], "out of patience");
+    }
+
+    #[test]
+    fn large_events_make_smaller_batches_and_one_always_goes_i8() {
+        let mut state = State::new(100);
+        for job in 0..3 {
+            state.add(Waiting { job, key: job, identity: None, bytes: 3 * BATCH_BYTES / 4 });
+        }
+        assert_eq!(batch(state.next(Instant::now())).0, [0, 1]);
+        let mut state = State::new(100);
+        state.add(Waiting { job: 0, key: 0, identity: None, bytes: 3 * BATCH_BYTES });
+        assert_eq!(batch(state.next(Instant::now())).0, [0]);
     }
 
     #[test]

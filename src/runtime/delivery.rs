@@ -86,12 +86,13 @@ pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings,
 impl Running {
     async fn run(&self) {
         let mut pacing = Pacing::reconnect();
+        let mut readers = Readers::new(self.consumer.clone(), self.shared.clone(), self.lanes.clone());
         while !self.shared.stop.is_cancelled() {
             if let Some(why) = self.shared.pauses.reason(self.consumer.name()) {
                 self.wait_while_paused(&why).await;
                 continue;
             }
-            match self.laid_out_and_read(&mut pacing).await {
+            match self.laid_out_and_read(&mut readers, &mut pacing).await {
                 Ended::Stopped => break,
                 Ended::Paused | Ended::LaidOutAnew => {}
                 Ended::Lost(error) => {
@@ -105,14 +106,13 @@ impl Running {
         }
     }
 
-    async fn laid_out_and_read(&self, pacing: &mut Pacing) -> Ended {
+    async fn laid_out_and_read(&self, readers: &mut Readers, pacing: &mut Pacing) -> Ended {
         let layout = match self.laid_out().await {
             Ok(Some(layout)) => layout,
             Ok(None) => return Ended::Stopped,
             Err(error) => return Ended::Lost(error),
         };
-        let mut readers = Readers::new(self.consumer.clone(), self.shared.clone(), self.lanes.clone());
-        let ended = self.read(layout, &mut readers, pacing).await;
+        let ended = self.read(layout, readers, pacing).await;
         telemetry::connected(self.consumer.name(), false);
         telemetry::partitions_held(self.consumer.name(), 0);
         readers.end().await;

@@ -9,7 +9,7 @@ use super::headers::History;
 use super::lane::broker_rejection;
 use super::settle::Settler;
 use super::wire;
-use crate::broker::{BrokerError, Delivery, Subscription, Topology};
+use crate::broker::{BrokerError, Delivery, Intake, Resize, Subscription, Topology};
 use crate::clock;
 use crate::message::{Message, Route};
 use crate::pacing::Pacing;
@@ -27,9 +27,10 @@ pub async fn run_drain(consumer: &'static str, shared: Shared) {
         retries: shared.retries.clone(),
         abort: shared.abort.clone(),
     };
+    let intake = Intake::new(PREFETCH, shared.settings.prefetch_bytes, Resize::Allowed);
     let mut pacing = Pacing::reconnect();
     while !shared.stop.is_cancelled() {
-        if let Err(error) = drain_once(consumer, &shared, &settler, &mut pacing).await {
+        if let Err(error) = drain_once(&shared, &settler, &intake, &mut pacing).await {
             tracing::debug!(consumer, %error, "draining the broker's dead letters: {error}; trying again");
             if shared.stop.run_until_cancelled(tokio::time::sleep(pacing.next_wait())).await.is_none() {
                 return;
@@ -39,13 +40,13 @@ pub async fn run_drain(consumer: &'static str, shared: Shared) {
 }
 
 async fn drain_once(
-    consumer: &'static str,
     shared: &Shared,
     settler: &Settler,
+    intake: &Intake,
     pacing: &mut Pacing,
 ) -> Result<(), BrokerError> {
-    let queue = shared.settings.names.dlq(consumer);
-    let opened = Subscription::open(&shared.link, &Topology::default(), &queue, PREFETCH, &shared.stop).await?;
+    let queue = shared.settings.names.dlq(settler.consumer);
+    let opened = Subscription::open(&shared.link, &Topology::default(), &queue, intake, &shared.stop).await?;
     let Some(mut subscription) = opened else { return Ok(()) };
     pacing.reset();
     loop {
@@ -57,11 +58,12 @@ async fn drain_once(
             }
             next = subscription.next() => next?,
         };
-        bury(consumer, shared, settler, &delivery).await;
+        bury(shared, settler, &delivery).await;
     }
 }
 
-async fn bury(consumer: &'static str, shared: &Shared, settler: &Settler, delivery: &Delivery) {
+async fn bury(shared: &Shared, settler: &Settler, delivery: &Delivery) {
+    let consumer = settler.consumer;
     let message = &delivery.message;
     let death = Death::of(message, &delivery.route);
     let history = History::of(message, &delivery.route);

@@ -14,7 +14,7 @@ use super::delivery::Shared;
 use super::erased::AnyConsumer;
 use super::job::{InFlight, Job};
 use super::lanes::Lanes;
-use crate::broker::{BrokerError, Delivery, Subscription, Topology};
+use crate::broker::{BrokerError, Delivery, Intake, Subscription, Topology};
 use crate::telemetry;
 
 /// A queue of a consumer.
@@ -41,29 +41,39 @@ pub(super) struct Reader {
     pub(super) shared: Shared,
     pub(super) lanes: Arc<Lanes>,
     pub(super) queue: Queue,
-    pub(super) prefetch: u16,
+    pub(super) intake: Intake,
     pub(super) in_flight: InFlight,
 }
 
 impl Reader {
     /// Subscribes, says so, and reads until `stop`; then drains.
-    pub(super) async fn run(self, stop: CancellationToken, subscribed: impl FnOnce(Queue)) -> Ended {
+    pub(super) async fn run(self, stop: CancellationToken, subscribed: impl Fn(Queue)) -> Ended {
+        loop {
+            match self.subscribed(&stop, &subscribed).await {
+                // Nothing was in flight: it goes on with another window.
+                Err(error) if error.is_change_of_window() => {}
+                Err(error) => return Ended::Lost(error),
+                Ok(()) => return Ended::Drained,
+            }
+        }
+    }
+
+    async fn subscribed(&self, stop: &CancellationToken, subscribed: impl Fn(Queue)) -> Result<(), BrokerError> {
         let (link, nothing) = (&self.shared.link, Topology::default());
-        let mut subscription = match Subscription::open(link, &nothing, &self.name(), self.prefetch, &stop).await {
-            Ok(Some(subscription)) => subscription,
-            Ok(None) => return Ended::Drained,
-            Err(error) => return Ended::Lost(error),
-        };
+        let opened = Subscription::open(link, &nothing, &self.name(), &self.intake, stop).await?;
+        let Some(mut subscription) = opened else { return Ok(()) };
         subscribed(self.queue);
-        if let Err(error) = self.consume(&mut subscription, &stop).await {
-            return Ended::Lost(error);
+        match self.consume(&mut subscription, stop).await {
+            Ok(()) if !subscription.is_connected() => return Ok(()),
+            Ok(()) => self.drain(&mut subscription).await,
+            Err(error) if error.is_change_of_window() => {
+                subscription.close().await;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
         }
-        if !subscription.is_connected() {
-            return Ended::Drained;
-        }
-        self.drain(&subscription).await;
         subscription.close().await;
-        Ended::Drained
+        Ok(())
     }
 
     fn name(&self) -> String {
@@ -93,7 +103,7 @@ impl Reader {
     }
 
     /// Lets what was handed over finish, within the grace period; the rest goes back unacknowledged.
-    async fn drain(&self, subscription: &Subscription) {
+    async fn drain(&self, subscription: &mut Subscription) {
         if self.queue == Queue::Plain
             && let Err(error) = subscription.cancel().await
         {

@@ -13,12 +13,16 @@ use super::erased::AnyConsumer;
 use super::job::InFlight;
 use super::lanes::Lanes;
 use super::reader::{Ended, Queue, Reader};
-use crate::broker::BrokerError;
+use crate::broker::{BrokerError, Intake, Resize};
+
+/// How much of each queue may be in memory; what was learnt of its messages outlives its readers.
+pub(super) type Intakes = BTreeMap<Queue, Intake>;
 
 pub(super) struct Readers {
     consumer: Arc<dyn AnyConsumer>,
     shared: Shared,
     lanes: Arc<Lanes>,
+    intakes: Intakes,
     /// Each with what tells it to drain.
     running: BTreeMap<Queue, CancellationToken>,
     subscribed: BTreeSet<Queue>,
@@ -32,6 +36,7 @@ impl Readers {
             consumer,
             shared,
             lanes,
+            intakes: Intakes::new(),
             running: BTreeMap::new(),
             subscribed: BTreeSet::new(),
             tasks: JoinSet::new(),
@@ -85,25 +90,27 @@ impl Readers {
     }
 
     /// Drains all of them.
-    pub(super) async fn end(mut self) {
+    pub(super) async fn end(&mut self) {
         self.want(&BTreeSet::new());
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended {
                 warn!(consumer = self.consumer.name(), %error, "a reader ended abnormally");
             }
         }
+        self.running.clear();
+        self.subscribed.clear();
+        self.openings = mpsc::unbounded_channel();
     }
 
     fn start(&mut self, queue: Queue, partitions: usize) {
         let stop = self.shared.stop.child_token();
         self.running.insert(queue, stop.clone());
-        let settings = &self.shared.settings;
         let reader = Reader {
             consumer: self.consumer.clone(),
             shared: self.shared.clone(),
             lanes: self.lanes.clone(),
             queue,
-            prefetch: prefetch(settings.prefetch, settings.batch, partitions),
+            intake: self.intake(queue, partitions),
             in_flight: InFlight::new(self.consumer.name()),
         };
         let openings = self.openings.0.clone();
@@ -114,6 +121,21 @@ impl Readers {
             };
             (queue, reader.run(stop, subscribed).await)
         });
+    }
+
+    /// The consumer's bounds, shared by its partitions. A partition has a single active consumer.
+    fn intake(&mut self, queue: Queue, partitions: usize) -> Intake {
+        let settings = &self.shared.settings;
+        let (most, bytes, resize) = match queue {
+            Queue::Plain => (settings.prefetch, settings.prefetch_bytes, Resize::Allowed),
+            Queue::Partition(_) => {
+                let most = prefetch(settings.prefetch, settings.batch, partitions);
+                (most, settings.prefetch_bytes / partitions.max(1), Resize::Fixed)
+            }
+        };
+        let intake = self.intakes.entry(queue).or_insert_with(|| Intake::new(most, bytes, resize));
+        intake.bound(most, bytes);
+        intake.clone()
     }
 
     fn ended(&mut self, queue: Queue, ended: Ended) -> Result<(), BrokerError> {

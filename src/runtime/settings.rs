@@ -21,6 +21,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Most unacknowledged deliveries per consumer.
     pub prefetch: u16,
+    /// About how many bytes of them may be in memory.
+    pub prefetch_bytes: usize,
     /// Most batches of a consumer at once; never two with one key.
     pub lanes: usize,
     /// Most events of one transaction.

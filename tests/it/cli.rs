@@ -62,12 +62,14 @@ async fn a_wrong_configuration_is_exit_6_with_every_error_at_once() {
     let output = command(&["run"])
         .env("ONCEFLOW_AMQP_URL", "http://nowhere")
         .env("ONCEFLOW_ADMIN_LISTEN", "0.0.0.0:9463")
+        // Handlers that hang could take every connection.
+        .env("ONCEFLOW_RUNTIME__LANES", "5")
         .output()
         .await
         .unwrap();
     assert_eq!(code(&output), 6);
     let text = stderr(&output);
-    for place in ["broker.url", "database.url", "admin.listen"] {
+    for place in ["broker.url", "database.url", "admin.listen", "runtime.lanes", "need 18 connections"] {
         assert!(text.contains(place), "{place} is missing in {text}");
     }
 }

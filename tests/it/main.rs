@@ -8,9 +8,11 @@ mod admin;
 mod cli;
 mod delivery;
 mod documents;
+mod fairness;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod kills;
+mod memory;
 mod org;
 mod outages;
 mod partitions;

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt, stream};
 use onceflow::broker::{Link, Publisher, Purpose, Topology};
 use onceflow::domains;
 use onceflow::event::{Downstream, Envelope};
 use onceflow::health::{Check, Health};
 use onceflow::outbox::{Handover, OutboxRow, Relay, RelaySettings, Unroutable, append_and_commit};
 use serde_json::{Value, json};
+use tokio::sync::{Notify, mpsc};
+use tokio_postgres::{AsyncMessage, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::direct::envelope;
@@ -17,6 +20,8 @@ use crate::harness::{SOON, Stack, Wishes, eventually};
 const TYPE: &str = "org.user.changed.v1";
 const BY_HAND: &str = "INSERT INTO onceflow.outbox (aggregatetype, aggregateid, type, payload)
     SELECT 'user', n::text, 'org.user.changed.v1', '{\"by\": \"hand\"}' FROM generate_series($1::int, $2::int) AS n";
+const LISTENERS: &str =
+    "FROM pg_stat_activity WHERE application_name = 'onceflow listener' AND datname = current_database()";
 /// How many relays hold how many partitions: `4 4`.
 const SHARES: &str = "SELECT string_agg(held::text, ' ' ORDER BY held) FROM (
     SELECT count(*) AS held FROM onceflow.outbox_partition
@@ -132,4 +137,79 @@ async fn p13_relays_share_the_partitions_and_take_over_from_one_that_dies() {
     shares("8").await;
     assert_eq!(stack.downstream().await.len(), 100);
     first.kill().await;
+}
+
+async fn terminate_the_listener(stack: &Stack) {
+    let terminate = format!("SELECT count(pg_terminate_backend(pid)) {LISTENERS}");
+    assert_eq!(stack.count(&terminate).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_of_somebody_else_rings_the_listeners_bell_also_after_its_connection_was_lost() {
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    let (bell, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+    let listener = stack.config.database.listener().unwrap();
+    let task = tokio::spawn(listener.run(bell.clone(), stop.clone()));
+    let rung = || async { tokio::time::timeout(SOON, bell.notified()).await.unwrap() };
+    rung().await; // It listens now.
+    stack.client.execute(BY_HAND, &[&1i32, &1i32]).await.unwrap();
+    rung().await;
+    terminate_the_listener(&stack).await;
+    rung().await; // It listens again, and can't know what it missed.
+    stack.client.execute(BY_HAND, &[&2i32, &2i32]).await.unwrap();
+    rung().await;
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_rows_of_others_notify_and_once_for_each_transaction() {
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    let (client, mut connection) =
+        tokio_postgres::connect(stack.database.as_ref().unwrap().url(), NoTls).await.unwrap();
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut messages = stream::poll_fn(move |context| connection.poll_message(context));
+        while let Some(Ok(message)) = messages.next().await {
+            if let AsyncMessage::Notification(notification) = message {
+                heard.send(notification.payload().to_owned()).unwrap();
+            }
+        }
+    });
+    client.batch_execute("LISTEN onceflow_outbox").await.unwrap();
+    stack.client.execute(BY_HAND, &[&1i32, &100i32]).await.unwrap();
+    let ours = "INSERT INTO onceflow.outbox (aggregatetype, aggregateid, type, payload, writer)
+                SELECT 'user', n::text, 'org.user.changed.v1', '{}', writer
+                FROM generate_series(1, 100) n, (VALUES (7), (-1)) AS w (writer)";
+    let plan = stack.client.query(&format!("EXPLAIN (ANALYZE, COSTS OFF) {ours}"), &[]).await.unwrap();
+    let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+    assert!(!plan.join("\n").contains("outbox_notify"), "rows of ours fire no trigger: {plan:#?}");
+    stack.client.batch_execute("NOTIFY onceflow_outbox, 'the end'").await.unwrap();
+    assert_eq!([hears.recv().await.unwrap(), hears.recv().await.unwrap()], ["", "the end"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_others_are_published_while_the_listener_is_away_and_it_comes_back() {
+    let stack = Stack::start(domains::consumers()).await;
+    let listeners = || async { stack.count(&format!("SELECT count(*) {LISTENERS} AND query LIKE 'LISTEN%'")).await };
+    eventually(SOON, || async { (listeners().await == 1).then_some(()) }).await;
+    stack.client.execute(BY_HAND, &[&1i32, &100i32]).await.unwrap();
+    assert_eq!(stack.downstream().await.len(), 100);
+    terminate_the_listener(&stack).await;
+    stack.client.execute(BY_HAND, &[&101i32, &200i32]).await.unwrap();
+    assert_eq!(stack.downstream().await.len(), 100);
+    eventually(SOON, || async { (listeners().await == 1).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_may_only_insert_writes_rows_that_are_published() {
+    let stack = Stack::start(domains::consumers()).await;
+    let role = format!("it_writer_{}", uuid::Uuid::now_v7().simple());
+    let grants = format!(
+        "CREATE ROLE {role}; GRANT USAGE ON SCHEMA onceflow TO {role}; GRANT INSERT ON onceflow.outbox TO {role}; SET ROLE {role}"
+    );
+    stack.client.batch_execute(&grants).await.unwrap();
+    stack.client.execute(BY_HAND, &[&1i32, &3i32]).await.unwrap();
+    stack.client.batch_execute(&format!("RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
+    assert_eq!(stack.downstream().await.len(), 3);
 }

@@ -31,6 +31,13 @@ impl Service {
         assert!(self.0.wait().await.unwrap().success(), "the drain took too long");
     }
 
+    /// The most memory it has had resident so far, in bytes.
+    pub(crate) fn peak_memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id().unwrap())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    }
+
     /// `kill -9`.
     pub(crate) async fn kill(mut self) {
         self.0.kill().await.unwrap();

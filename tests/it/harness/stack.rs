@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use onceflow::app::App;
 use onceflow::broker::{
-    Binding, ExchangeSpec, Link, Outgoing, Purpose, QueueKind, QueueSpec, Subscription, Topology, publish_once,
-    queue_depths,
+    Binding, ExchangeSpec, Intake, Link, Outgoing, Purpose, QueueKind, QueueSpec, Resize, Subscription, Topology,
+    publish_once, queue_depths,
 };
 use onceflow::config::{self, Config};
 use onceflow::health::Health;
@@ -241,7 +241,8 @@ impl Stack {
     /// Takes `count` messages from a queue.
     pub(crate) async fn take(&self, queue: &str, count: usize) -> Vec<Message> {
         let stop = CancellationToken::new();
-        let opened = Subscription::open(&self.link, &Topology::default(), queue, 1000, &stop).await;
+        let intake = Intake::new(1_000, 64 * 1024 * 1024, Resize::Allowed);
+        let opened = Subscription::open(&self.link, &Topology::default(), queue, &intake, &stop).await;
         let mut subscription = opened.unwrap().unwrap();
         let mut taken = Vec::new();
         while taken.len() < count {
