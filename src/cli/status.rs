@@ -66,6 +66,9 @@ fn advise(context: &Context, address: &str, report: &StatusReport) {
     let out = &context.out;
     let ready = if report.ready { "ready".to_owned() } else { format!("NOT READY, {}", waiting(report)) };
     out.say(&format!("onceflow {} at {address}: {ready}", report.version));
+    for advice in report.checks.values().filter(|check| check.state == "ok").filter_map(|check| check.why.as_ref()) {
+        out.say(advice);
+    }
     if let Some(problem) = &report.database_problem {
         out.say(&format!("{problem}; dead letters and outbox are unknown meanwhile"));
     }

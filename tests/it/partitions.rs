@@ -352,6 +352,11 @@ async fn an_apply_that_was_interrupted_or_timed_out_is_repeated_and_a_second_one
     let second = onceflow(&stack, 4, &["topology", "apply"]).await;
     assert_eq!(code(&second), 5, "{}", stderr(&second));
     interrupted.kill().await.unwrap();
+    // As if it had been killed while it looked.
+    let paused = "INSERT INTO onceflow.consumer_state (consumer, paused, changed_by, reason)
+                  VALUES ('org', true, 'test', 'topology apply')
+                  ON CONFLICT (consumer) DO UPDATE SET paused = true, reason = excluded.reason";
+    stack.client.execute(paused, &[]).await.unwrap();
 
     // What is published meanwhile goes to the new side.
     stack.publish_all((0..KEYS).map(|key| user(&like, key, 2)).collect()).await;
