@@ -98,7 +98,7 @@ impl Subscription {
     pub async fn next(&mut self) -> Result<Delivery, BrokerError> {
         loop {
             self.read_what_is_there()?;
-            if self.intake.is_overfull() {
+            if matches!(self.state, State::Reading(_)) && self.intake.is_overfull() {
                 let held = self.intake.held_bytes();
                 self.give_back().await;
                 return Err(BrokerError::overfull(held));
@@ -118,7 +118,7 @@ impl Subscription {
 
     /// Counts what has arrived before any of it is worked on, so that a flood is noticed at once.
     fn read_what_is_there(&mut self) -> Result<(), BrokerError> {
-        while let State::Reading(consumer) | State::Leaving(consumer, _) = &mut self.state {
+        while let State::Reading(consumer) = &mut self.state {
             let Some(next) = consumer.next().now_or_never() else { return Ok(()) };
             self.took(next)?;
             if self.intake.is_overfull() {
@@ -245,7 +245,7 @@ impl Subscription {
     async fn give_back(&mut self) {
         end(&self.acks).await;
         self.arrived.clear();
-        let (State::Reading(consumer) | State::Leaving(consumer, _)) = &mut self.state else { return };
+        let State::Reading(consumer) = &mut self.state else { return };
         let rest = async {
             while let Some(Ok(_)) = consumer.next().await {}
             std::future::pending::<()>().await;

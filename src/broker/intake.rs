@@ -2,7 +2,7 @@
 //!
 //! AMQP bounds the number of unacknowledged deliveries, not their bytes, and RabbitMQ fixes the number when a consumer starts.
 //! So the window is estimated from what came: one window of messages as they are now takes at most half of the budget. The
-//! first window of a subscription is small and grows while it is what holds the consumer up. Messages that are suddenly larger
+//! first window of a subscription is small and grows while messages come fast. Messages that are suddenly larger
 //! than the window was made for may take the budget twice; then the subscription ends, and what was not acknowledged goes back.
 //!
 //! A delivery counts from when it was read until it is dropped, over reconnects too: what waits in memory for a slow database
@@ -16,13 +16,15 @@ use tokio::sync::Notify;
 use crate::message::Message;
 
 /// The first window of a subscription.
-const FIRST: u16 = 64;
+const FIRST: u16 = 32;
 /// A window grows by this factor at most.
 const GROW_BY: usize = 4;
 /// A larger message moves the estimate by this part of the difference, so that one of many does not count as all of them,
 const RISE: usize = 8;
 /// and a smaller one by this part.
 const FALL: usize = 1_024;
+/// A window is worth being larger when all of it came within so long.
+const FAST: Duration = Duration::from_secs(1);
 /// A window that was made smaller stays as it is for so long.
 const REST: Duration = Duration::from_secs(1);
 /// After a change was not possible it is not tried again for so long.
@@ -161,10 +163,11 @@ struct Window {
     estimate: usize,
     held: usize,
     held_bytes: usize,
-    /// Deliveries since the window has its size.
+    /// Deliveries since that moment.
     seen: usize,
-    /// Whether it was half full since then: an idle consumer needs no larger one.
-    was_used: bool,
+    seen_since: Option<Instant>,
+    /// Whether a whole window came fast since it has its size: a consumer that is mostly idle needs no larger one.
+    was_fast: bool,
     rests_until: Option<Instant>,
     put_off_until: Option<Instant>,
 }
@@ -173,9 +176,9 @@ impl Window {
     fn new(most: u16, bytes: usize) -> Self {
         let most = most.max(1);
         let size = FIRST.min(most);
-        let (estimate, held, held_bytes, seen, was_used) = Default::default();
-        let (rests_until, put_off_until) = Default::default();
-        Self { most, bytes, size, estimate, held, held_bytes, seen, was_used, rests_until, put_off_until }
+        let (estimate, held, held_bytes, seen, was_fast) = Default::default();
+        let (seen_since, rests_until, put_off_until) = Default::default();
+        Self { most, bytes, size, estimate, held, held_bytes, seen, seen_since, was_fast, rests_until, put_off_until }
     }
 
     fn bound(&mut self, most: u16, bytes: usize) {
@@ -186,7 +189,6 @@ impl Window {
         self.held += 1;
         self.held_bytes += bytes;
         self.seen += 1;
-        self.was_used |= self.held >= usize::from(self.size).div_ceil(2);
         self.estimate = if bytes > self.estimate {
             self.estimate + (bytes - self.estimate).div_ceil(RISE)
         } else {
@@ -217,7 +219,8 @@ impl Window {
     }
 
     /// By powers of two, and a larger one only when it would fit with ease, so that a size at the edge does not go to and fro.
-    fn wanted(&self, now: Instant) -> Option<u16> {
+    fn wanted(&mut self, now: Instant) -> Option<u16> {
+        self.look_how_fast(now);
         let (size, fitting) = (usize::from(self.size), self.fitting());
         if self.put_off_until.is_some_and(|until| now < until) {
             return None;
@@ -226,9 +229,15 @@ impl Window {
             return Some(self.at_most(power_of_two_below(fitting)));
         }
         let rests = self.rests_until.is_some_and(|until| now < until);
-        let is_due = self.seen >= size && self.was_used && !rests;
-        (is_due && self.size < self.most && fitting >= 2 * size)
+        (self.was_fast && !rests && self.size < self.most && fitting >= 2 * size)
             .then(|| self.at_most(power_of_two_below(fitting).min(size * GROW_BY)))
+    }
+
+    fn look_how_fast(&mut self, now: Instant) {
+        if self.seen >= usize::from(self.size) {
+            self.was_fast |= self.seen_since.is_some_and(|since| now - since <= FAST);
+            (self.seen, self.seen_since) = (0, Some(now));
+        }
     }
 
     fn opened(&mut self, size: u16, now: Instant) {
@@ -236,8 +245,8 @@ impl Window {
             self.rests_until = Some(now + REST);
         }
         self.size = size;
-        self.seen = 0;
-        self.was_used = false;
+        (self.seen, self.seen_since) = (0, Some(now));
+        self.was_fast = false;
     }
 
     fn has_room_for(&self, size: u16) -> bool {
@@ -285,9 +294,10 @@ mod tests {
     }
 
     #[test]
-    fn small_messages_have_the_whole_window_after_two_steps() {
+    fn small_messages_have_the_whole_window_after_three_steps() {
         let (mut window, now) = (window(), Instant::now());
-        assert_eq!(window.first(), 64);
+        assert_eq!(window.first(), 32);
+        window.opened(32, now);
         let mut sizes = Vec::new();
         for _ in 0..4 {
             let size = usize::from(window.size);
@@ -295,7 +305,7 @@ mod tests {
             follow(&mut window, now);
             sizes.push(window.size);
         }
-        assert_eq!(sizes, [256, 1_000, 1_000, 1_000]);
+        assert_eq!(sizes, [128, 512, 1_000, 1_000]);
     }
 
     #[test]
@@ -337,10 +347,11 @@ mod tests {
     #[test]
     fn an_idle_consumer_keeps_its_small_window() {
         let (mut window, now) = (window(), Instant::now());
-        for _ in 0..1_000 {
+        window.opened(32, now);
+        for n in 1..1_000 {
             pass(&mut window, 1, 1_300);
+            assert_eq!(window.wanted(now + n * Duration::from_millis(50)), None);
         }
-        assert_eq!(window.wanted(now), None);
     }
 
     #[test]
