@@ -33,7 +33,7 @@ pub use delivery::{ABORT_MARGIN, Shared, run_consumer};
 pub use drain::run_drain;
 pub use erased::{AnyConsumer, Decoded, erase};
 pub use layout::{Layout, Place, Unavailable};
-pub use names::{Names, consumer_topology, egress_topology, entrance, fixed_topology, partitions_topology};
+pub use names::{Names, consumer_topology, egress_topology, entrance, fixed_topology, hash_exchange_topology};
 pub use pause::Pauses;
 pub use retry::{RetryClass, RetryPolicy};
 pub(crate) use settings::counted;

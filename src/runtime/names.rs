@@ -86,11 +86,17 @@ pub fn fixed_topology(settings: &Settings, consumer: &str) -> Topology {
     Topology { queues, ..Topology::default() }
 }
 
+/// The hash exchange alone: a broker that can't have it says so.
+pub fn hash_exchange_topology(place: Place<'_>) -> Topology {
+    let exchange = place.settings.names.hash_exchange(&place.own.name);
+    Topology { exchanges: vec![ExchangeSpec::hash(exchange, HASH_HEADER)], ..Topology::default() }
+}
+
 /// The hash exchange with its queues, bound to no source yet; nothing for a consumer with one queue.
 ///
 /// The queues are bound in the order of their names: in this order the broker numbers them anew when it restarts, and a key
 /// must find its queue again.
-pub fn partitions_topology(place: Place<'_>, partitions: u16) -> Topology {
+fn partitions_topology(place: Place<'_>, partitions: u16) -> Topology {
     if partitions == 1 {
         return Topology::default();
     }
@@ -101,10 +107,9 @@ pub fn partitions_topology(place: Place<'_>, partitions: u16) -> Topology {
     let bind =
         |queue: &String| Binding { queue: queue.clone(), exchange: exchange.clone(), pattern: WEIGHT.to_owned() };
     Topology {
-        exchanges: vec![ExchangeSpec::hash(exchange.clone(), HASH_HEADER)],
         bindings: queues.iter().map(bind).collect(),
         queues: queues.into_iter().map(|queue| partition_spec(place.settings, consumer, queue)).collect(),
-        ..Topology::default()
+        ..hash_exchange_topology(place)
     }
 }
 

@@ -6,11 +6,11 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Move, Subject, moves};
-use crate::broker::{BrokerError, Topology, delete_exchange, delete_queues, unbind};
+use crate::broker::{BrokerError, delete_exchange, delete_queues, unbind};
 use crate::db::{Commit, DbError, Tx};
 use crate::replay::control;
 use crate::runtime::layout::{self, Mover};
-use crate::runtime::{Layout, Unavailable, counted, entrance, partitions_topology};
+use crate::runtime::{Layout, Unavailable, consumer_topology, counted, entrance, hash_exchange_topology};
 
 /// How long nobody else may move a consumer after the last word of an apply: what a killed one makes the next one wait.
 const TTL: Duration = Duration::from_secs(10);
@@ -136,16 +136,13 @@ impl<'a> Apply<'a> {
     async fn make_exchange(&self) -> Result<(), ApplyError> {
         let Subject { link, place, .. } = self.subject;
         delete_exchange(link, &place.settings.names.hash_exchange(self.subject.name())).await?;
-        let exchanges = partitions_topology(place, 2).exchanges;
-        Ok(Topology { exchanges, ..Topology::default() }.declare_now(link).await?)
+        Ok(hash_exchange_topology(place).declare_now(link).await?)
     }
 
     async fn bind_new(&self, to: u16) -> Result<(), ApplyError> {
         self.say(&format!("bind {}", counted(to)));
         self.renew().await?;
-        let mut side = partitions_topology(self.subject.place, to);
-        side.extend(entrance(self.subject.place, to));
-        Ok(side.declare_now(self.subject.link).await?)
+        Ok(consumer_topology(self.subject.place, Layout::of(to)).declare_now(self.subject.link).await?)
     }
 
     async fn unbind_old(&self, from: u16) -> Result<(), ApplyError> {

@@ -464,6 +464,8 @@ async fn a_key_finds_its_partition_again_after_a_restart_of_the_broker_and_a_mis
     assert_eq!(code(&check), 1, "{}", stderr(&check));
     let table = String::from_utf8_lossy(&check.stdout).into_owned();
     assert!(table.contains("rabbitmq-plugins enable rabbitmq_consistent_hash_exchange"), "{table}");
+    let decided = "SELECT count(*) FROM onceflow.consumer_layout WHERE consumer = 'org'";
+    assert_eq!(stack.count(decided).await, 0, "nothing is decided that the broker can't have");
     rabbitmq.ctl(&["eval", &registry("register", ", rabbit_exchange_type_consistent_hash")]).await.unwrap();
     let check = onceflow(&stack, 12, &["check"]).await;
     assert_eq!(code(&check), 0, "{}", stderr(&check));

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::names::{Names, consumer_topology};
+use super::names::{Names, consumer_topology, hash_exchange_topology};
 use super::settings::{ConsumerSettings, Settings};
 use crate::broker::{BrokerError, Link, queue_states};
 use crate::db::{Commit, DbError, Pool, Tx};
@@ -94,7 +94,12 @@ pub async fn lay_out(pool: &Pool, link: &Link, place: Place<'_>) -> Result<Layou
 /// # Errors
 /// Database or broker are away.
 pub async fn lay_out_all(pool: &Pool, link: &Link, place: Place<'_>) -> Result<(Layout, Vec<String>), Unavailable> {
-    decided(pool, link, place).await?;
+    match decided(pool, link, place).await {
+        Err(Unavailable::Broker(error)) if error.is_refusal() => {
+            return Ok((Layout::of(place.own.partitions), vec![format!("consumer {}: {error}", place.own.name)]));
+        }
+        decided => decided?,
+    }
     let tx = pool.begin().await?;
     let layout = store::hold(&tx, &place.own.name).await?.unwrap_or(Layout::of(1));
     let refusals = consumer_topology(place, layout).declare_all(link).await?;
@@ -109,6 +114,10 @@ async fn decided(pool: &Pool, link: &Link, place: Place<'_>) -> Result<(), Unava
         return Ok(());
     }
     let partitions = if is_new(link, &place.settings.names, consumer).await? { place.own.partitions } else { 1 };
+    if partitions > 1 {
+        // A broker that can't have partitions must not get a row that says it has.
+        hash_exchange_topology(place).declare_now(link).await?;
+    }
     let tx = pool.begin().await?;
     store::decide(&tx, consumer, partitions).await?;
     Ok(committed(tx).await?)
