@@ -137,7 +137,9 @@ fn odd(sizes: Sizes) -> Vec<Scenario> {
     let poison = with(&clean, |feed| feed.mix = Mix::Poison);
     let even = at_rate(&clean, 1_000, sizes.seconds(10.0));
     let hot = with(&even, |feed| feed.mix = Mix::HotKey);
-    let partitioned = Plan { setup: Setup { partitions: 4, ..clean.setup }, ..clean.clone() };
+    // Long enough that the seconds in which replicas come and share the queues are a small part.
+    let long = with(&clean, |feed| feed.count = sizes.events(60_000));
+    let partitioned = Plan { setup: Setup { partitions: 4, ..long.setup }, ..long };
     let replicas = [("1 replica", 1), ("2 replicas", 2), ("3 replicas", 3), ("4 replicas", 4)];
     let replicas = replicas.map(|(name, replicas)| ours(name, &Plan { replicas, ..partitioned.clone() }));
     let one = |name, about, variants, judge| Scenario { name, about, variants, judge, once: false };

@@ -5,6 +5,7 @@
 //!
 //! A second lane halves the batches of the first, which costs more than it gains, so it joins only when it is needed: when a
 //! full batch waits, or when no batch has ended for [`PATIENCE`], because the database is slow or an event holds its lane up.
+//! Replicas that share a consumer's queues share its lanes for full batches too: the database would only do more at once, not more.
 //!
 //! The backlog outlives subscriptions: what was delivered on a channel that died waits in front of its second delivery on the
 //! next one, and is dropped unhandled, so the order per key holds over reconnects too.
@@ -19,7 +20,7 @@ use tokio::sync::Notify;
 use super::job::Job;
 
 /// Without the end of any batch for so long, another lane joins.
-const PATIENCE: Duration = Duration::from_millis(10);
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Jobs on their way to the lanes of one consumer. What waits here is unacknowledged: the prefetch bounds it.
 #[derive(Debug, Clone)]
@@ -41,6 +42,11 @@ impl Backlog {
     /// For batches of at most `most` jobs.
     pub(super) fn new(most: usize) -> Self {
         Self { state: Arc::new(Mutex::new(State::new(most))), changed: Arc::default() }
+    }
+
+    /// So many lanes may be at work because full batches wait; 1 at least.
+    pub(super) fn share(&self, lanes: usize) {
+        self.state().eager = lanes.max(1);
     }
 
     /// Adds a job behind all others. Those of a subscription that has ended come again, and are dropped here if many wait.
@@ -127,6 +133,8 @@ struct State<J> {
     watched: bool,
     closed: bool,
     most: usize,
+    /// Lanes that full batches may keep at work.
+    eager: usize,
     crowd: usize,
 }
 
@@ -153,6 +161,7 @@ impl<J> State<J> {
             watched: false,
             closed: false,
             most,
+            eager: usize::MAX,
             crowd: CROWD,
         }
     }
@@ -161,7 +170,7 @@ impl<J> State<J> {
     fn add(&mut self, waiting: Waiting<J>) -> bool {
         let could_go = !self.busy.contains(&waiting.key);
         self.waiting.push_back(waiting);
-        could_go && (!self.watched || self.waiting.len() >= self.most)
+        could_go && (self.working == 0 || !self.watched || self.is_full())
     }
 
     fn next(&mut self, now: Instant) -> Next<J> {
@@ -169,7 +178,7 @@ impl<J> State<J> {
             return if self.closed { Next::End } else { Next::Wait };
         }
         let patient_until = self.progress + PATIENCE;
-        let is_needed = self.working == 0 || self.waiting.len() >= self.most || now >= patient_until;
+        let is_needed = self.working == 0 || self.is_full() || now >= patient_until;
         if !is_needed {
             self.watched = true;
             return Next::WaitUntil(patient_until);
@@ -184,6 +193,11 @@ impl<J> State<J> {
         self.working += 1;
         self.busy.extend(&keys);
         Next::Batch { jobs, keys, more: !self.waiting.is_empty() }
+    }
+
+    /// Whether a full batch waits that another lane may take.
+    fn is_full(&self) -> bool {
+        self.waiting.len() >= self.most && self.working < self.eager
     }
 
     /// What may go together, in order. A second delivery of an event that is in the batch waits, and its key with it: whether
@@ -294,6 +308,16 @@ mod tests {
     }
 
     #[test]
+    fn where_replicas_share_the_lanes_full_batches_keep_no_more_than_their_part_at_work() {
+        let mut state = state(1, &[(1, 1), (2, 2), (3, 3)]);
+        state.eager = 1;
+        let now = Instant::now();
+        assert_eq!(batch(state.next(now)).0, [0]);
+        assert!(matches!(state.next(now), Next::WaitUntil(_)));
+        assert_eq!(batch(state.next(now + PATIENCE * 2)).0, [1], "one that is stuck holds up nobody else");
+    }
+
+    #[test]
     fn large_events_make_smaller_batches_and_one_always_goes_i8() {
         let mut state = State::new(100);
         for job in 0..3 {
@@ -303,6 +327,20 @@ mod tests {
         let mut state = State::new(100);
         state.add(Waiting { job: 0, key: 0, identity: None, bytes: 3 * BATCH_BYTES });
         assert_eq!(batch(state.next(Instant::now())).0, [0]);
+    }
+
+    #[test]
+    fn a_job_wakes_a_free_lane_although_another_watches_one_that_has_ended() {
+        let mut state = state(100, &[(1, 1)]);
+        let now = Instant::now();
+        let (_, keys) = batch(state.next(now));
+        assert!(state.add(Waiting { job: 1, key: 2, identity: None, bytes: 300 }), "somebody has to watch");
+        assert!(matches!(state.next(now), Next::WaitUntil(_)));
+        assert!(!state.add(Waiting { job: 2, key: 3, identity: None, bytes: 300 }), "somebody does");
+        state.ended(&keys, now);
+        let (_, keys) = batch(state.next(now));
+        state.ended(&keys, now);
+        assert!(state.add(Waiting { job: 3, key: 4, identity: None, bytes: 300 }), "nobody works");
     }
 
     #[test]

@@ -126,11 +126,8 @@ impl Running {
             return Ok(None);
         }
         let patterns = self.consumer.bindings();
-        // A broker without the hash exchange ends the connection over it; that must not hit the other consumers.
-        let link = link.beside();
-        let layout = lay_out(pool, &link, Place { settings, own: &self.own, patterns });
+        let layout = lay_out(pool, link, Place { settings, own: &self.own, patterns });
         let layout = stop.run_until_cancelled(layout).await.transpose();
-        link.close().await;
         if let Ok(Some(layout)) = &layout {
             share.learn(self.consumer.name(), *layout);
         }
@@ -147,6 +144,7 @@ impl Running {
             }
             let wanted = self.wanted(layout);
             readers.want(&wanted);
+            self.lanes.share(shared.settings.lanes / shared.share.replicas(layout));
             telemetry::partitions_held(name, readers.partitions());
             if shared.share.is_known(layout) && readers.are_subscribed(&wanted) {
                 pacing.reset();

@@ -33,6 +33,11 @@ impl Lanes {
         self.0.add(job);
     }
 
+    /// So many lanes may be at work because full batches wait.
+    pub(super) fn share(&self, lanes: usize) {
+        self.0.share(lanes);
+    }
+
     /// No further jobs come: the lanes end when nothing waits.
     pub(super) fn close(&self) {
         self.0.close();

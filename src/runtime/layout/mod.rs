@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::names::{Names, consumer_topology, hash_exchange_topology};
 use super::settings::{ConsumerSettings, Settings};
-use crate::broker::{BrokerError, Link, queue_states};
+use crate::broker::{BrokerError, Link, Topology, queue_states};
 use crate::db::{Commit, DbError, Pool, Tx};
 
 /// How a consumer's queues are laid out.
@@ -84,9 +84,20 @@ pub async fn lay_out(pool: &Pool, link: &Link, place: Place<'_>) -> Result<Layou
     decided(pool, link, place).await?;
     let tx = pool.begin().await?;
     let layout = store::hold(&tx, &place.own.name).await?.unwrap_or(Layout::of(1));
-    consumer_topology(place, layout).declare_now(link).await?;
+    declare(link, layout.partitions, consumer_topology(place, layout)).await?;
     tx.rollback().await;
     Ok(layout)
+}
+
+/// A broker without the hash exchange ends the connection over it, which must not hit what else uses the link.
+async fn declare(link: &Link, partitions: u16, topology: Topology) -> Result<(), BrokerError> {
+    if partitions == 1 {
+        return topology.declare_now(link).await;
+    }
+    let beside = link.beside();
+    let declared = topology.declare_now(&beside).await;
+    beside.close().await;
+    declared
 }
 
 /// Like [`lay_out`], but goes on after a refusal and returns all of them, each explained.
@@ -116,7 +127,7 @@ async fn decided(pool: &Pool, link: &Link, place: Place<'_>) -> Result<(), Unava
     let partitions = if is_new(link, &place.settings.names, consumer).await? { place.own.partitions } else { 1 };
     if partitions > 1 {
         // A broker that can't have partitions must not get a row that says it has.
-        hash_exchange_topology(place).declare_now(link).await?;
+        declare(link, partitions, hash_exchange_topology(place)).await?;
     }
     let tx = pool.begin().await?;
     store::decide(&tx, consumer, partitions).await?;

@@ -100,6 +100,11 @@ impl Share {
         }
     }
 
+    /// Replicas that share the queues of this layout.
+    pub(super) fn replicas(&self, layout: Layout) -> usize {
+        if layout.is_shared() { self.known.borrow().place.map_or(1, |rank| rank.of) } else { 1 }
+    }
+
     /// Whether enough is known to say what is ours.
     pub(super) fn is_known(&self, layout: Layout) -> bool {
         !layout.is_shared() || self.known.borrow().place.is_some()
