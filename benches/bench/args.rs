@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// List the scenarios and end
     #[arg(long)]
     pub(crate) list: bool,
-    /// Write bench.json and bench.svg to docs/performance/ instead of target/bench/
+    /// Write bench.json and bench.svg to docs/performance/ instead of target/bench/, and the table into docs/PERFORMANCE.md
     #[arg(long)]
     pub(crate) write_docs: bool,
     /// Fail (exit code 1) if a bound is missed

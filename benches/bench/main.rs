@@ -237,8 +237,23 @@ fn write(args: &Args, report: &Report) -> anyhow::Result<()> {
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         say(&format!("wrote {}", path.display()));
     }
+    if args.write_docs { write_table(report) } else { Ok(()) }
+}
+
+/// Replaces the table in the document, which stands between two marks.
+fn write_table(report: &Report) -> anyhow::Result<()> {
+    let path = project().join("docs/PERFORMANCE.md");
+    let document = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let whole = document.split_once(TABLE).and_then(|(before, rest)| Some((before, rest.split_once(TABLE_END)?.1)));
+    let (before, after) = whole.with_context(|| format!("{} has no place for the table", path.display()))?;
+    let text = [before, TABLE, "\n\n", &report.markdown(), "\n", TABLE_END, after].concat();
+    std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    say(&format!("wrote the table into {}", path.display()));
     Ok(())
 }
+
+const TABLE: &str = "<!-- generated: make bench ARGS=--write-docs -->";
+const TABLE_END: &str = "<!-- end of the table -->";
 
 /// Talk, on standard error.
 pub(crate) fn say(line: &str) {

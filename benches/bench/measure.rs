@@ -39,6 +39,8 @@ pub(crate) struct Plan {
     pub(crate) load: Load,
     /// Processes of the contender.
     pub(crate) replicas: u32,
+    /// Share of a drain that doesn't count: replicas come and share the queues meanwhile.
+    pub(crate) settling: f64,
     /// Rows in the inbox before the first event.
     pub(crate) inbox_rows: u64,
     /// Another session opens a transaction after this many events, and holds it to the end.
@@ -159,14 +161,20 @@ fn expected(feed: &Feed) -> u64 {
 }
 
 fn result(plan: &Plan, observed: &Observed, book: &Book, spent: Spent) -> Measured {
-    let events = plan.feed.count - observed.skipped;
-    let begun = observed.begun.or(book.first);
+    let mut events = plan.feed.count - observed.skipped;
+    let mut begun = observed.begun.or(book.first);
+    let counted = if matches!(plan.load, Load::Steady { .. }) { plan.feed.count } else { events };
+    if plan.settling > 0.0 {
+        let settled = (events as f64 * plan.settling) as usize;
+        let mut arrivals: Vec<Instant> = book.arrived.iter().flatten().copied().collect();
+        arrivals.sort_unstable();
+        (events, begun) = (events - settled as u64, arrivals.get(settled).copied().or(begun));
+    }
     let seconds = match (begun, book.last) {
         (Some(begun), Some(last)) => last.duration_since(begun).as_secs_f64(),
         _ => f64::NAN,
     };
     let used = spent.used;
-    let counted = if matches!(plan.load, Load::Steady { .. }) { plan.feed.count } else { events };
     let mut measured = Measured {
         events,
         seconds,

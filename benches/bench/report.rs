@@ -1,6 +1,6 @@
 //! The table on standard output.
 
-use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::presets::{ASCII_MARKDOWN, UTF8_FULL_CONDENSED};
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
@@ -59,8 +59,18 @@ impl Report {
 
     /// The table as text.
     pub(crate) fn table(&self) -> String {
+        format!("{}\n{}\n{} of the bounds missed", self.rows(UTF8_FULL_CONDENSED), self.ground(), self.missed())
+    }
+
+    /// The table as the documents hold it.
+    pub(crate) fn markdown(&self) -> String {
+        let (rows, ground) = (self.rows(ASCII_MARKDOWN), self.ground());
+        format!("{rows}\n\n{}: {ground}. {} of the bounds missed.\n", self.date, self.missed())
+    }
+
+    fn rows(&self, preset: &str) -> Table {
         let mut table = Table::new();
-        table.load_preset(UTF8_FULL_CONDENSED);
+        table.load_preset(preset);
         table.set_header(["scenario", "size", "measure", "limit", "onceflow", "naive", "ratio", "of", "bound", ""]);
         for outcome in &self.scenarios {
             if let Some(why) = &outcome.skipped {
@@ -76,7 +86,7 @@ impl Report {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
-        format!("{table}\n{}\n{} of the bounds missed", self.ground(), self.missed())
+        table
     }
 }
 

@@ -137,9 +137,8 @@ fn odd(sizes: Sizes) -> Vec<Scenario> {
     let poison = with(&clean, |feed| feed.mix = Mix::Poison);
     let even = at_rate(&clean, 1_000, sizes.seconds(10.0));
     let hot = with(&even, |feed| feed.mix = Mix::HotKey);
-    // Long enough that the seconds in which replicas come and share the queues are a small part.
     let long = with(&clean, |feed| feed.count = sizes.events(60_000));
-    let partitioned = Plan { setup: Setup { partitions: 4, ..long.setup }, ..long };
+    let partitioned = Plan { setup: Setup { partitions: 4, ..long.setup }, settling: 0.3, ..long };
     let replicas = [("1 replica", 1), ("2 replicas", 2), ("3 replicas", 3), ("4 replicas", 4)];
     let replicas = replicas.map(|(name, replicas)| ours(name, &Plan { replicas, ..partitioned.clone() }));
     let one = |name, about, variants, judge| Scenario { name, about, variants, judge, once: false };
@@ -213,7 +212,7 @@ fn plan(sizes: Sizes, domain: Domain, count: u64) -> Plan {
         seed: sizes.seed,
     };
     let setup = Setup { domain, quorum: true, partitions: 1 };
-    Plan { setup, feed, load: Load::Drain, replicas: 1, inbox_rows: 0, hold_after: None }
+    Plan { setup, feed, load: Load::Drain, replicas: 1, settling: 0.0, inbox_rows: 0, hold_after: None }
 }
 
 fn with(plan: &Plan, change: impl FnOnce(&mut Feed)) -> Plan {
