@@ -214,22 +214,6 @@ impl Subscription {
         }
     }
 
-    /// Asks for no further deliveries; those on their way still arrive.
-    ///
-    /// # Errors
-    /// The channel is gone, and with it the consumer.
-    pub async fn cancel(&mut self) -> Result<(), BrokerError> {
-        self.let_go().await?;
-        if let State::Starting(started) = &mut self.state {
-            self.state = State::Reading(started.await?);
-        }
-        let cancelled = match &self.state {
-            State::Reading(consumer) => cancel(self.channel.clone(), consumer),
-            State::Leaving(..) | State::Waiting | State::Starting(_) => return Ok(()),
-        };
-        cancelled.await
-    }
-
     /// Whether the channel still lives, as far as is known.
     pub fn is_connected(&self) -> bool {
         self.channel.status().connected()

@@ -1,14 +1,15 @@
 //! One subscription to one queue, from the first delivery to its drain.
 //!
-//! A partition drains in another way than the plain queue. The broker activates the next replica in line as soon as the active
-//! one is cancelled, even while its deliveries are unacknowledged, and events would overtake each other. So a partition is never
-//! cancelled: its reader stops taking deliveries, lets finish what it handed to the lanes, acknowledges that, and closes the
-//! channel. Only then the broker puts back what was not taken, in order, and activates the next replica.
+//! A queue is never cancelled with work in flight. Of a partition the broker activates the next replica in line as soon as the
+//! active one is cancelled, even while its deliveries are unacknowledged, and events would overtake each other. And a queue that
+//! is being moved away from counts as empty once nobody reads it. So a reader stops taking deliveries, lets finish what it
+//! handed to the lanes, acknowledges that, and closes the channel. Only then the broker puts back what was not taken, in order, and
+//! counts one consumer less.
 
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::delivery::Shared;
 use super::erased::AnyConsumer;
@@ -65,7 +66,7 @@ impl Reader {
         subscribed(self.queue);
         match self.consume(&mut subscription, stop).await {
             Ok(()) if !subscription.is_connected() => return Ok(()),
-            Ok(()) => self.drain(&mut subscription).await,
+            Ok(()) => self.drain().await,
             Err(error) if error.is_change_of_window() => {
                 subscription.close().await;
                 return Err(error);
@@ -103,12 +104,7 @@ impl Reader {
     }
 
     /// Lets what was handed over finish, within the grace period; the rest goes back unacknowledged.
-    async fn drain(&self, subscription: &mut Subscription) {
-        if self.queue == Queue::Plain
-            && let Err(error) = subscription.cancel().await
-        {
-            info!(%error, "the consumer was gone before it was cancelled");
-        }
+    async fn drain(&self) {
         let within = self.shared.settings.drain_within;
         if tokio::time::timeout(within, self.in_flight.none_left()).await.is_err() {
             warn!(

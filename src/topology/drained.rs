@@ -1,7 +1,11 @@
-//! Waits until the old side is empty and nothing of it is in flight, for certain.
+//! Waits until the old side is empty and nothing of it is in flight.
 //!
 //! A queue tells how many messages are ready, not how many are delivered and unacknowledged. So the consumer is paused: it drains
 //! and closes its channels, and once a queue has no consumer, whatever was not acknowledged is ready again and is counted.
+//!
+//! One gap is known: a plain queue whose reader changes its window (`broker/intake.rs`) has no consumer for a moment while work is in
+//! flight. Should that moment be the one of the look, events that are applied meanwhile may meet later ones of their key; versions decide
+//! then, and nothing is lost.
 
 use std::time::Duration;
 

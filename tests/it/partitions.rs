@@ -32,6 +32,14 @@ async fn prepared(partitions: u16) -> Stack {
     Stack::prepare(&domains::consumers(), Wishes { settings, ..Wishes::default() }).await
 }
 
+/// One event in a transaction: much is in flight whenever the consumer is paused.
+async fn prepared_slow() -> Stack {
+    let settings = "[retry]\ndelays = [\"100ms\", \"200ms\"]\n[runtime]\nbatch = 1\ndrain_within = \"5s\"\n\
+                    look_for_pauses = \"100ms\"\n[consumers.org]\npartitions = 1\n"
+        .to_owned();
+    Stack::prepare(&domains::consumers(), Wishes { settings, ..Wishes::default() }).await
+}
+
 /// Publishes version after version of every key, with the key in the header, until it is told to stop.
 struct Producer {
     enough: Arc<AtomicBool>,
@@ -309,7 +317,7 @@ async fn i5_a_partition_that_drains_is_read_by_nobody_else_before_its_work_in_fl
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i5_a_running_installation_moves_from_one_queue_to_four_to_two_to_one_while_producers_publish() {
-    let stack = prepared(1).await;
+    let stack = prepared_slow().await;
     let first = Service::start(stack.config_file(), "");
     until_read(&stack, &["onceflow.org".to_owned()], 1).await;
     let producer = Producer::start(&stack).await;
