@@ -1,6 +1,6 @@
 //! One subscription to one queue, from the first delivery to its drain.
 //!
-//! A queue is never cancelled with work in flight. Of a partition the broker activates the next replica in line as soon as the
+//! A drain never cancels a queue with work in flight. Of a partition the broker activates the next replica in line as soon as the
 //! active one is cancelled, even while its deliveries are unacknowledged, and events would overtake each other. And a queue that
 //! is being moved away from counts as empty once nobody reads it. So a reader stops taking deliveries, lets finish what it
 //! handed to the lanes, acknowledges that, and closes the channel. Only then the broker puts back what was not taken, in order, and
