@@ -45,7 +45,7 @@ impl fmt::Debug for Message {
 }
 
 /// Where a message was published to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Route {
     /// Exchange; empty for the default exchange.
     pub exchange: String,

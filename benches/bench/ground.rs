@@ -46,7 +46,9 @@ pub(crate) fn output() -> anyhow::Result<PathBuf> {
 
 impl Ground {
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        let servers = Servers::start(project(), Options::both(PLACE), &|line| crate::say(line)).await?;
+        let servers =
+            Servers::start(project(), Options { fresh_broker: true, ..Options::both(PLACE) }, &|line| crate::say(line))
+                .await?;
         let admin = connect(&servers.database_url().context("no database")?).await?;
         let ground = Self { servers, admin, http: Http::new(), used: 0 };
         ground.remove_old().await?;

@@ -135,7 +135,8 @@ fn steady(sizes: Sizes) -> Vec<Scenario> {
 fn odd(sizes: Sizes) -> Vec<Scenario> {
     let clean = plan(sizes, Domain::Org, 20_000);
     let poison = with(&clean, |feed| feed.mix = Mix::Poison);
-    let even = at_rate(&clean, 1_000, sizes.seconds(10.0));
+    // At 1,000 a second this machine is busy to 95 %, and a hot key's latency that of waiting for a processor.
+    let even = at_rate(&clean, 500, sizes.seconds(10.0));
     let hot = with(&even, |feed| feed.mix = Mix::HotKey);
     let long = with(&clean, |feed| feed.count = sizes.events(60_000));
     let partitioned = Plan { setup: Setup { partitions: 4, ..long.setup }, settling: 0.3, ..long };
@@ -151,7 +152,7 @@ fn odd(sizes: Sizes) -> Vec<Scenario> {
         ),
         one(
             "hot-key",
-            "1,000 a second, 90 % about one user: the others' latency, against an even load",
+            "500 a second, 90 % about one user: the others' latency, against an even load",
             vec![ours("even", &even), ours("hot", &hot)],
             judge::hot_key,
         ),

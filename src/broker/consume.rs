@@ -292,13 +292,11 @@ pub struct Delivery {
 impl Delivery {
     fn new(delivery: lapin::message::Delivery, acks: Arc<Acks>, intake: &Intake) -> Self {
         let message = message_from(&delivery.properties, delivery.data);
+        let route = Route { exchange: delivery.exchange.into(), routing_key: delivery.routing_key.into() };
         Self {
             _held: intake.hold(&message),
             message,
-            route: Route {
-                exchange: delivery.exchange.as_str().to_owned(),
-                routing_key: delivery.routing_key.as_str().to_owned(),
-            },
+            route,
             redelivered: delivery.redelivered,
             tag: delivery.delivery_tag,
             acks,

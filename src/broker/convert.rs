@@ -30,32 +30,33 @@ pub(super) fn message_from(properties: &BasicProperties, body: Vec<u8>) -> Messa
     }
 }
 
-pub(super) fn properties_from(message: &Message) -> Result<BasicProperties, BrokerError> {
-    let short = |what, value: &str| ShortString::try_new(value).map_err(|_| BrokerError::too_long(what));
+/// Takes everything but the body out of the message: nothing is copied.
+pub(super) fn properties_from(message: &mut Message) -> Result<BasicProperties, BrokerError> {
+    let short = |what, value: String| ShortString::try_new(value).map_err(|_| BrokerError::too_long(what));
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
-    if let Some(id) = &message.message_id {
+    if let Some(id) = message.message_id.take() {
         properties = properties.with_message_id(short("message id", id)?);
     }
-    if let Some(kind) = &message.message_type {
+    if let Some(kind) = message.message_type.take() {
         properties = properties.with_type(short("type", kind)?);
     }
-    if let Some(content_type) = &message.content_type {
+    if let Some(content_type) = message.content_type.take() {
         properties = properties.with_content_type(short("content type", content_type)?);
     }
-    if let Some(encoding) = &message.content_encoding {
+    if let Some(encoding) = message.content_encoding.take() {
         properties = properties.with_content_encoding(short("content encoding", encoding)?);
     }
-    if let Some(id) = &message.correlation_id {
+    if let Some(id) = message.correlation_id.take() {
         properties = properties.with_correlation_id(short("correlation id", id)?);
     }
     if let Some(seconds) = message.timestamp {
         properties = properties.with_timestamp(seconds);
     }
-    if let Some(expiration) = &message.expiration {
+    if let Some(expiration) = message.expiration.take() {
         properties = properties.with_expiration(short("expiration", expiration)?);
     }
     if !message.headers.is_empty() {
-        properties = properties.with_headers(table_from(&message.headers)?);
+        properties = properties.with_headers(table_from(std::mem::take(&mut message.headers))?);
     }
     Ok(properties)
 }
@@ -100,29 +101,29 @@ fn text_or_base64(bytes: &[u8]) -> Value {
     }
 }
 
-fn table_from(headers: &Headers) -> Result<FieldTable, BrokerError> {
+fn table_from(headers: Headers) -> Result<FieldTable, BrokerError> {
     let mut table = FieldTable::default();
     for (key, value) in headers {
-        let key = ShortString::try_new(key.as_str()).map_err(|_| BrokerError::too_long("header name"))?;
+        let key = ShortString::try_new(key).map_err(|_| BrokerError::too_long("header name"))?;
         table.insert(key, amqp_from(value));
     }
     Ok(table)
 }
 
-fn amqp_from(value: &Value) -> AMQPValue {
+fn amqp_from(value: Value) -> AMQPValue {
     match value {
         Value::Null => AMQPValue::Void,
-        Value::Bool(v) => AMQPValue::Boolean(*v),
+        Value::Bool(v) => AMQPValue::Boolean(v),
         Value::Number(v) => match v.as_i64() {
             Some(integer) => AMQPValue::LongLongInt(integer),
             None => AMQPValue::Double(v.as_f64().unwrap_or(f64::NAN)),
         },
-        Value::String(v) => AMQPValue::LongString(v.as_bytes().to_vec().into()),
-        Value::Array(v) => AMQPValue::FieldArray(FieldArray::from(v.iter().map(amqp_from).collect::<Vec<_>>())),
+        Value::String(v) => AMQPValue::LongString(v.into_bytes().into()),
+        Value::Array(v) => AMQPValue::FieldArray(FieldArray::from(v.into_iter().map(amqp_from).collect::<Vec<_>>())),
         Value::Object(v) => {
             let mut table = FieldTable::default();
             for (key, value) in v {
-                if let Ok(key) = ShortString::try_new(key.as_str()) {
+                if let Ok(key) = ShortString::try_new(key) {
                     table.insert(key, amqp_from(value));
                 }
             }

@@ -8,10 +8,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::maybe_done;
 use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation};
+use lapin::{Channel, Confirmation, PublisherConfirm};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +28,8 @@ use crate::telemetry;
 
 /// Longest wait for the confirms of one batch. A blocked broker keeps the batch waiting; it is then sent again.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(15);
+/// Most messages that are handed to the client at once: it holds a copy of each.
+const BURST: usize = 64;
 /// Own header that names one publish of a message whose id may be published several times.
 pub(crate) const REPLAY_ID: &str = "onceflow-replay-id";
 
@@ -67,7 +71,7 @@ impl Publisher {
     ///
     /// # Errors
     /// The fate of the whole batch is unknown; publishing it again is safe for consumers that know its ids.
-    pub async fn publish(&self, batch: &[Outgoing], stop: &CancellationToken) -> Result<Vec<Fate>, BrokerError> {
+    pub async fn publish(&self, batch: Vec<Outgoing>, stop: &CancellationToken) -> Result<Vec<Fate>, BrokerError> {
         let mut slot = self.channel.lock().await;
         let channel = self.take_or_open(&mut slot, stop).await?;
         telemetry::unconfirmed(batch.len());
@@ -125,51 +129,80 @@ fn abandon(channel: Channel) {
     });
 }
 
-async fn publish_on(channel: &Channel, batch: &[Outgoing]) -> Result<Vec<Fate>, BrokerError> {
+async fn publish_on(channel: &Channel, batch: Vec<Outgoing>) -> Result<Vec<Fate>, BrokerError> {
+    let identities: Vec<String> = batch.iter().map(|outgoing| identity(&outgoing.message)).collect();
     let (confirmations, returned) = match tokio::time::timeout(CONFIRM_WITHIN, send_and_confirm(channel, batch)).await {
         Ok(result) => result?,
         Err(_) => return Err(BrokerError::silent("await confirms", CONFIRM_WITHIN)),
     };
-    if batch.len() == 1 && !returned.is_empty() {
+    if identities.len() == 1 && !returned.is_empty() {
         return Ok(vec![Fate::Returned(returned_why(&returned[0]))]);
     }
     let returned: HashMap<String, String> =
         returned.iter().map(|r| (identity_of_returned(r), returned_why(r))).collect();
-    let fate = |(outgoing, acked): (&Outgoing, bool)| match returned.get(&identity(&outgoing.message)) {
+    let fate = |(identity, acked): (&String, bool)| match returned.get(identity) {
         Some(why) => Fate::Returned(why.clone()),
         None if acked => Fate::Confirmed,
         None => Fate::Nacked,
     };
-    Ok(batch.iter().zip(confirmations).map(fate).collect())
+    Ok(identities.iter().zip(confirmations).map(fate).collect())
 }
 
 type Confirmed = (Vec<bool>, Vec<BasicReturnMessage>);
 
-async fn send_and_confirm(channel: &Channel, batch: &[Outgoing]) -> Result<Confirmed, BrokerError> {
+async fn send_and_confirm(channel: &Channel, mut batch: Vec<Outgoing>) -> Result<Confirmed, BrokerError> {
     let failed = |e| BrokerError::client("publish", e);
     let mut confirms = Vec::with_capacity(batch.len());
-    for outgoing in batch {
-        let properties = properties_from(&outgoing.message)?;
-        let exchange = short("exchange", &outgoing.route.exchange)?;
-        let key = short("routing key", &outgoing.route.routing_key)?;
-        let options = BasicPublishOptions { mandatory: true, immediate: false };
-        let sent = channel.basic_publish(exchange, key, options, &outgoing.message.body, properties).await;
-        confirms.push(sent.map_err(failed)?);
+    for burst in batch.chunks_mut(BURST) {
+        send(channel, burst, &mut confirms).await?;
     }
     crate::failpoint::hit("after_publish");
     let mut acked = Vec::with_capacity(batch.len());
     let mut returned = Vec::new();
-    for confirm in confirms {
+    // The last first: then most others are there already, and this task wakes once for many.
+    for confirm in confirms.into_iter().rev() {
         let confirmation = confirm.await.map_err(failed)?;
         acked.push(matches!(confirmation, Confirmation::Ack(_)));
         returned.extend(confirmation.take_message());
     }
+    acked.reverse();
     // Those that the client attached to no confirm of ours.
     returned.extend(channel.wait_for_confirms().await.map_err(failed)?);
     Ok((acked, returned))
 }
 
-fn short(what: &'static str, value: &str) -> Result<ShortString, BrokerError> {
+/// Queues a burst in order and then waits until all of it is written. The client completes a publish only once its frames are on
+/// the socket: awaited one by one, each message costs a write call and a change of threads.
+async fn send(
+    channel: &Channel,
+    burst: &mut [Outgoing],
+    confirms: &mut Vec<PublisherConfirm>,
+) -> Result<(), BrokerError> {
+    let failed = |e| BrokerError::client("publish", e);
+    let mut publishes = Vec::with_capacity(burst.len());
+    for outgoing in burst {
+        let Route { exchange, routing_key } = std::mem::take(&mut outgoing.route);
+        let (exchange, key) = (short("exchange", exchange)?, short("routing key", routing_key)?);
+        let properties = properties_from(&mut outgoing.message)?;
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let publish = channel.basic_publish(exchange, key, options, &outgoing.message.body, properties);
+        let mut publish = Box::pin(maybe_done(publish));
+        // The first look queues the frames; whether they are written already does not matter.
+        let _written = publish.as_mut().now_or_never();
+        publishes.push(publish);
+    }
+    // Frames are written in order, so this wait is the only one.
+    if let Some(last) = publishes.last_mut() {
+        last.as_mut().await;
+    }
+    for mut publish in publishes {
+        publish.as_mut().await;
+        confirms.extend(publish.as_mut().take_output().transpose().map_err(failed)?);
+    }
+    Ok(())
+}
+
+fn short(what: &'static str, value: String) -> Result<ShortString, BrokerError> {
     ShortString::try_new(value).map_err(|_| BrokerError::too_long(what))
 }
 
@@ -223,7 +256,7 @@ async fn publish_each(link: &Link, messages: &[Outgoing]) -> Result<(), PublishE
     let channel = link.channel_now().await?;
     confirm_mode(&channel).await?;
     for batch in messages.chunks(BATCH) {
-        for fate in publish_on(&channel, batch).await? {
+        for fate in publish_on(&channel, batch.to_vec()).await? {
             match fate {
                 Fate::Confirmed => {}
                 Fate::Returned(why) => return Err(PublishError::Returned(why)),

@@ -84,7 +84,8 @@ impl Session {
                 None
             }
             (amqp, database) => {
-                let options = Options { name: NAME, postgres: database.is_none(), rabbitmq: amqp.is_none() };
+                let options =
+                    Options { name: NAME, postgres: database.is_none(), rabbitmq: amqp.is_none(), fresh_broker: false };
                 say("starting private servers (RabbitMQ takes about ten seconds)");
                 Some(Servers::start(project, options, &say).await?)
             }

@@ -16,7 +16,7 @@ use super::row::Pending;
 /// Most rows that wait here for the relay.
 const MOST_ROWS: usize = 8_192;
 /// Most bytes of them.
-const MOST_BYTES: usize = 16 * 1024 * 1024;
+const MOST_BYTES: usize = 4 * 1024 * 1024;
 /// With so many rows, or bytes, waiting for the relay, whoever would add more waits a little.
 const ENOUGH_ROWS: usize = 1_000;
 const ENOUGH_BYTES: usize = MOST_BYTES / 4;

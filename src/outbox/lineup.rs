@@ -1,7 +1,9 @@
 //! Rows in memory that wait to be published: in order per key, the keys in turn.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
+
+use foldhash::{HashMap, HashSet};
 
 use super::row::Pending;
 

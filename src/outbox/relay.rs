@@ -232,7 +232,7 @@ impl Relay {
         }
         let batch: Vec<Outgoing> = rows.iter_mut().map(|row| outgoing(row, &self.settings.egress)).collect();
         let started = Instant::now();
-        let sorted = match self.publisher.publish(&batch, stop).await {
+        let sorted = match self.publisher.publish(batch, stop).await {
             Ok(fates) => {
                 failpoint::hit("relay_after_confirm");
                 telemetry::outbox_publish_duration(started.elapsed());

@@ -24,7 +24,7 @@ pub struct OutboxRow {
 
 impl OutboxRow {
     /// What `consumer` publishes because of `cause`: tenant and trace are inherited.
-    pub fn caused_by(cause: &Envelope, consumer: &str, event: &Downstream) -> Self {
+    pub fn caused_by(cause: &Envelope, consumer: &str, event: Downstream) -> Self {
         let mut headers = Map::new();
         let mut set = |name: &str, value: &str| headers.insert(name.to_owned(), Value::from(value));
         set("cloudEvents:source", &["onceflow/", consumer].concat());
@@ -37,11 +37,11 @@ impl OutboxRow {
             id: Uuid::now_v7(),
             tenant: cause.tenant.clone(),
             aggregate_type: event.aggregate_type.to_owned(),
-            aggregate_id: event.aggregate_id.clone(),
+            aggregate_id: event.aggregate_id,
             event_type: event.event_type.to_owned(),
-            payload: event.payload.clone(),
+            payload: event.payload,
             headers: Value::Object(headers),
-            partition_key: event.partition_key.clone(),
+            partition_key: event.partition_key,
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::db::{DbError, Pool};
 /// Most rows at hand; those that are handed over wait while there are more.
 const LINEUP_ROWS: usize = 2_048;
 /// Most bytes at hand, what one look or one batch brings aside; with more of them nothing is fetched.
-const LINEUP_BYTES: usize = 8 * 1024 * 1024;
+const LINEUP_BYTES: usize = 2 * 1024 * 1024;
 /// Rows per partition of one look at the table.
 const LOOK_ROWS: usize = 128;
 /// Bytes of them, one row aside: rows may be large.

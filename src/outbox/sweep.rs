@@ -3,10 +3,11 @@
 //! Removing goes beside publishing, many rows with one commit: a row that was confirmed and not yet removed costs nothing but a
 //! second publish with the same id should the process die.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use foldhash::HashSet;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;

@@ -155,8 +155,9 @@ impl Attempter {
         let (claims, outcomes) = join(self.claim(tx, claim_id, entries), self.handle(tx, &all)).await;
         let claims = claims.ok().filter(|claims| claims.iter().all(|claim| *claim == Claim::New))?;
         let outcomes = outcomes.ok()?;
-        let downstream = self.write_down(tx, &all, &outcomes).await.ok()?;
-        Some((settle(&claims, outcomes), downstream))
+        let settled = settle(&claims, &outcomes);
+        let downstream = self.write_down(tx, &all, outcomes).await.ok()?;
+        Some((settled, downstream))
     }
 
     /// Handles the events that the claim has found to be new.
@@ -164,10 +165,11 @@ impl Attempter {
         let claims = self.claim(tx, claim_id, entries).await.map_err(ended_by)?;
         let new: Vec<&Entry> = entries.iter().zip(&claims).filter(|(_, c)| **c == Claim::New).map(|(e, _)| e).collect();
         let outcomes = self.handle(tx, &new).await?;
-        let downstream = self.write_down(tx, &new, &outcomes).await.map_err(ended_by)?;
+        let settled = settle(&claims, &outcomes);
+        let downstream = self.write_down(tx, &new, outcomes).await.map_err(ended_by)?;
         let replays: Vec<Uuid> = entries.iter().filter_map(|e| e.replay_id).collect();
         dead_letter::close_replayed(tx, &replays).await.map_err(ended_by)?;
-        Ok((settle(&claims, outcomes), downstream))
+        Ok((settled, downstream))
     }
 
     async fn claim(&self, tx: &Tx, claim_id: Uuid, entries: &[Entry]) -> Result<Vec<Claim>, DbError> {
@@ -194,13 +196,15 @@ impl Attempter {
     }
 
     /// Writes inbox outcomes; returns the outbox rows, which go with the commit.
-    async fn write_down(&self, tx: &Tx, new: &[&Entry], outcomes: &[Handled]) -> Result<Vec<OutboxRow>, DbError> {
+    async fn write_down(&self, tx: &Tx, new: &[&Entry], outcomes: Vec<Handled>) -> Result<Vec<OutboxRow>, DbError> {
         let mut facts = Vec::new();
         let mut rows = Vec::new();
         for (entry, handled) in new.iter().zip(outcomes) {
-            facts.extend(fact(&entry.envelope, handled));
+            facts.extend(fact(&entry.envelope, &handled));
             if let Handled::Applied(downstream) = handled {
-                rows.extend(downstream.iter().map(|d| OutboxRow::caused_by(&entry.envelope, self.consumer.name(), d)));
+                rows.extend(
+                    downstream.into_iter().map(|d| OutboxRow::caused_by(&entry.envelope, self.consumer.name(), d)),
+                );
             }
         }
         inbox::record(tx, self.consumer.name(), &facts).await?;
@@ -239,13 +243,13 @@ fn fact<'a>(envelope: &'a Envelope, handled: &Handled) -> Option<Fact<'a>> {
     Some(Fact { envelope, outcome, reason, downstream: i32::try_from(downstream).unwrap_or(i32::MAX) })
 }
 
-fn settle(claims: &[Claim], outcomes: Vec<Handled>) -> Vec<Settled> {
-    let mut outcomes = outcomes.into_iter();
+fn settle(claims: &[Claim], outcomes: &[Handled]) -> Vec<Settled> {
+    let mut outcomes = outcomes.iter();
     let settled = |claim: &Claim| match claim {
         Claim::Ours => Settled::Applied,
         Claim::Duplicate { conflict } => Settled::Duplicate { conflict: *conflict },
         Claim::New => match outcomes.next() {
-            Some(Handled::Skipped(skip)) => Settled::Skipped(skip),
+            Some(Handled::Skipped(skip)) => Settled::Skipped(*skip),
             Some(Handled::Applied(_)) | None => Settled::Applied,
         },
     };

@@ -10,11 +10,13 @@
 //! The backlog outlives subscriptions: what was delivered on a channel that died waits in front of its second delivery on the
 //! next one, and is dropped unhandled, so the order per key holds over reconnects too.
 
-use std::collections::{HashSet, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::VecDeque;
+use std::hash::{BuildHasher as _, Hash};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::FixedState;
+use foldhash::{HashSet, HashSetExt as _};
 use tokio::sync::Notify;
 
 use super::job::Job;
@@ -238,9 +240,7 @@ impl<J> State<J> {
 }
 
 fn hash(value: impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
+    FixedState::default().hash_one(value)
 }
 
 #[cfg(test)]

@@ -110,10 +110,9 @@ impl Settler {
 
     /// Returns false when the delivery went stale or the process ends: the broker still has the original.
     async fn publish_at_last(&self, job: &Job, outgoing: Outgoing) -> bool {
-        let batch = [outgoing];
         let mut pacing = Pacing::reconnect();
         while job.delivery.is_current() && !self.abort.is_cancelled() {
-            match self.retries.publish(&batch, &self.abort).await {
+            match self.retries.publish(vec![outgoing.clone()], &self.abort).await {
                 Ok(fates) if fates == [Fate::Confirmed] => return true,
                 Ok(fates) => {
                     warn!(consumer = self.consumer, ?fates, "the retry queue did not take a message; trying again");

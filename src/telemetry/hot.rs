@@ -1,11 +1,12 @@
 //! What is counted for every single event. The handles are looked up once, when a consumer is registered: finding a series by its
 //! labels costs more than all the rest of counting.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
+use foldhash::{HashMap, HashMapExt as _};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use super::names::{OTHER, OUTCOMES};

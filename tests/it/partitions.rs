@@ -216,7 +216,7 @@ async fn i5_the_order_per_key_holds_while_replicas_join_leave_and_die() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i5_the_same_holds_on_quorum_queues_and_while_they_move() {
     let project = project();
-    let options = Options { name: "quorum", postgres: false, rabbitmq: true };
+    let options = Options { name: "quorum", postgres: false, rabbitmq: true, fresh_broker: true };
     let servers = Servers::start(project.path(), options, &|_| {}).await.unwrap();
     let settings = "[topology]\nqueue_type = \"quorum\"\n[consumers.org]\npartitions = 4\n".to_owned();
     let wishes = Wishes { amqp_url: servers.amqp_url(), settings, ..Wishes::default() };
@@ -459,7 +459,7 @@ async fn a_retried_event_of_a_partitioned_consumer_comes_back_through_the_plain_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_finds_its_partition_again_after_a_restart_of_the_broker_and_a_missing_plugin_is_named() {
     let project = project();
-    let options = Options { name: "own", postgres: false, rabbitmq: true };
+    let options = Options { name: "own", postgres: false, rabbitmq: true, fresh_broker: true };
     let mut servers = Servers::start(project.path(), options, &|_| {}).await.unwrap();
     let amqp_url = servers.amqp_url();
     let settings = "[consumers.org]\npartitions = 12\n".to_owned();

@@ -60,7 +60,7 @@ impl Alone {
             partition_key: None,
             payload: json!({ "n": n }).to_string(),
         };
-        let row = OutboxRow::caused_by(&cause, "org", &event);
+        let row = OutboxRow::caused_by(&cause, "org", event);
         let commit = append_and_commit(tx, vec![row], &self.handover).await;
         assert!(matches!(commit, onceflow::db::Commit::Committed), "{commit:?}");
     }

@@ -76,7 +76,7 @@ async fn no_process_is_left_when_the_parent_is_killed_or_its_input_ends() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_whose_guards_were_killed_too_are_stopped_by_the_next_start() {
     let project = project();
-    let options = Options { name: "alone", postgres: true, rabbitmq: false };
+    let options = Options { name: "alone", postgres: true, rabbitmq: false, fresh_broker: false };
     let first = Servers::start(project.path(), options, &quiet).await.unwrap();
     let directory = first.directory().to_owned();
     let orphan = fs::read_to_string(directory.join("postgres.pid")).unwrap();

@@ -36,12 +36,15 @@ pub struct Options<'a> {
     pub postgres: bool,
     /// Start RabbitMQ.
     pub rabbitmq: bool,
+    /// Begin with a broker that knows nothing of earlier runs. RabbitMQ 3.10 can declare no quorum queue any more after a run
+    /// that was killed while virtual hosts came and went.
+    pub fresh_broker: bool,
 }
 
 impl<'a> Options<'a> {
     /// Both servers.
     pub fn both(name: &'a str) -> Self {
-        Self { name, postgres: true, rabbitmq: true }
+        Self { name, postgres: true, rabbitmq: true, fresh_broker: false }
     }
 }
 
@@ -74,6 +77,9 @@ impl Servers {
             Some(account) => Some(RabbitMq::new(&place, account.clone(), &mut ports)?),
             None => None,
         };
+        if let Some(server) = rabbitmq.as_ref().filter(|_| options.fresh_broker) {
+            server.forget()?;
+        }
         let (first, second) = tokio::join!(
             async {
                 let Some(server) = &mut postgres else { return Ok(()) };

@@ -19,6 +19,8 @@ use super::ports::Ports;
 
 const NAME: &str = "rabbitmq";
 const INSTALLED: &str = "/usr/lib/rabbitmq/lib";
+/// In the node's directory.
+const DATA: &str = "data";
 const PLUGINS: &str = "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n";
 /// A boot takes 7 to 10 s of processor time, which a busy machine stretches; a node that fails ends, and is noticed at once.
 const READY_WITHIN: Duration = Duration::from_secs(300);
@@ -64,6 +66,16 @@ impl RabbitMq {
         let hash = Uuid::new_v5(&Uuid::NAMESPACE_URL, place.root().as_os_str().as_encoded_bytes()).simple().to_string();
         let node = format!("onceflow-{}@localhost", &hash[..12]);
         Ok(Self { place: Arc::clone(place), account, programs, home, node, ports, mapper: None, process: None })
+    }
+
+    /// Removes the data of earlier runs; only before the first start.
+    pub(super) fn forget(&self) -> Result<(), ServersError> {
+        match fs::remove_dir_all(self.home.join(DATA)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(while_doing("remove the broker's data")(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// `amqp://…` of the default virtual host.
@@ -203,7 +215,7 @@ impl RabbitMq {
         vec![
             ("HOME", self.home.display().to_string()),
             ("RABBITMQ_NODENAME", self.node.clone()),
-            ("RABBITMQ_MNESIA_BASE", in_home("data")),
+            ("RABBITMQ_MNESIA_BASE", in_home(DATA)),
             ("RABBITMQ_LOG_BASE", in_home("log")),
             ("RABBITMQ_CONFIG_FILE", in_home("rabbitmq.conf")),
             ("RABBITMQ_ENABLED_PLUGINS_FILE", in_home("enabled_plugins")),

@@ -1,6 +1,6 @@
 //! In which steps the events of a micro-batch are applied: users in sets, new memberships side by side, all else one by one.
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashSet};
 
 use super::event::{Change, MembershipKey, OrgEvent};
 use crate::runtime::Received;

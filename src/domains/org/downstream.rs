@@ -1,5 +1,7 @@
 //! What is told downstream: one message per changed object, and the ids under which they are ordered.
 
+use std::borrow::Cow;
+
 use super::event::MembershipKey;
 use super::model::{Department, Difference, Membership, User};
 use super::proto;
@@ -87,8 +89,14 @@ fn names(difference: &Difference) -> Vec<String> {
 
 /// Joins ids with '/'; one that holds a '/' itself is escaped, so that two objects never share an ordering key.
 fn aggregate(parts: &[&str]) -> String {
-    let escaped: Vec<_> = parts.iter().map(|part| part.replace('%', "%25").replace('/', "%2F")).collect();
-    escaped.join("/")
+    parts.iter().map(|part| escaped(part)).collect::<Vec<_>>().join("/")
+}
+
+fn escaped(part: &str) -> Cow<'_, str> {
+    match part.contains(['%', '/']) {
+        true => part.replace('%', "%25").replace('/', "%2F").into(),
+        false => part.into(),
+    }
 }
 
 #[cfg(test)]

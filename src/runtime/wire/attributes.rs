@@ -1,6 +1,6 @@
 //! CloudEvents attributes: where they stand in a message, and what a valid one looks like.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -35,55 +35,60 @@ pub(super) const MAX_SOURCE_BYTES: usize = 512;
 
 /// The attributes of one message as text, not yet judged. Empty ones count as absent.
 #[derive(Debug, Default)]
-pub(super) struct Attributes(BTreeMap<&'static str, String>);
+pub(super) struct Attributes<'m>(Vec<(&'static str, Cow<'m, str>)>);
 
-impl Attributes {
+impl<'m> Attributes<'m> {
     /// Collects headers first, then the AMQP properties for what no header says.
-    pub(super) fn of_message(message: &Message) -> Result<Self, Rejection> {
-        let mut attributes = Self::default();
+    pub(super) fn of_message(message: &'m Message) -> Result<Self, Rejection> {
+        let mut attributes = Self(Vec::with_capacity(KNOWN.len()));
         for (header, value) in &message.headers {
             if let Some(name) = known_name(header) {
                 attributes.add(name, scalar_text(name, value)?)?;
             }
         }
-        if let (Some(header), Some(property)) = (attributes.0.get("id"), filled(&message.message_id))
+        if let (Some(header), Some(property)) = (attributes.get("id"), filled(&message.message_id))
             && header != property
         {
             return Err(conflict("id"));
         }
-        let time = if attributes.0.contains_key("time") { None } else { property_time(message.timestamp)? };
-        attributes.fall_back("id", message.message_id.as_deref());
-        attributes.fall_back("type", message.message_type.as_deref());
-        attributes.fall_back("time", time.as_deref());
-        attributes.fall_back("correlationid", message.correlation_id.as_deref());
+        let time = if attributes.get("time").is_some() { None } else { property_time(message.timestamp)? };
+        let property = |text: &'m Option<String>| text.as_deref().map(Cow::Borrowed);
+        attributes.fall_back("id", property(&message.message_id));
+        attributes.fall_back("type", property(&message.message_type));
+        attributes.fall_back("time", time.map(Cow::Owned));
+        attributes.fall_back("correlationid", property(&message.correlation_id));
         Ok(attributes)
     }
 
     /// Adds one attribute; naming it twice is fine only with the same text.
-    pub(super) fn add(&mut self, name: &'static str, text: String) -> Result<(), Rejection> {
+    pub(super) fn add(&mut self, name: &'static str, text: Cow<'m, str>) -> Result<(), Rejection> {
         if text.is_empty() {
             return Ok(());
         }
-        match self.0.get(name) {
+        match self.get(name) {
             Some(other) if *other != text => Err(conflict(name)),
             Some(_) => Ok(()),
             None => {
-                self.0.insert(name, text);
+                self.0.push((name, text));
                 Ok(())
             }
         }
     }
 
-    fn fall_back(&mut self, name: &'static str, property: Option<&str>) {
-        if let Some(text) = property.filter(|t| !t.is_empty()) {
-            self.0.entry(name).or_insert_with(|| text.to_owned());
+    fn get(&self, name: &str) -> Option<&Cow<'m, str>> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, text)| text)
+    }
+
+    fn fall_back(&mut self, name: &'static str, property: Option<Cow<'m, str>>) {
+        if self.get(name).is_none() {
+            self.0.extend(property.filter(|text| !text.is_empty()).map(|text| (name, text)));
         }
     }
 
     /// How the payload is written: the attribute `datacontenttype` where given, else what the content type said.
     pub(super) fn data_kind(&self, otherwise: Body) -> Result<Body, Rejection> {
-        let Some(text) = self.0.get("datacontenttype") else { return Ok(otherwise) };
-        match MediaType::parse(Some(text))? {
+        let Some(text) = self.get("datacontenttype") else { return Ok(otherwise) };
+        match MediaType::parse(Some(&**text))? {
             MediaType::Payload(body) => Ok(body),
             MediaType::Structured => Err(Rejection::decode(
                 "unsupported_content_type",
@@ -94,7 +99,7 @@ impl Attributes {
 
     /// Judges every attribute and joins them with the payload.
     pub(super) fn into_envelope(mut self, format: Format, data: Bytes) -> Result<Envelope, Rejection> {
-        if let Some(version) = self.0.get("specversion").filter(|v| *v != "1.0") {
+        if let Some(version) = self.get("specversion").filter(|v| *v != "1.0") {
             let text = format!("CloudEvents specversion {} is not read; send 1.0", shown(version));
             return Err(Rejection::decode("unsupported_specversion", text));
         }
@@ -126,8 +131,9 @@ impl Attributes {
     }
 
     fn take(&mut self, name: &'static str) -> Result<Option<String>, Rejection> {
-        match self.0.remove(name) {
-            Some(text) if is_clean(name, &text) => Ok(Some(text)),
+        let place = self.0.iter().position(|(known, _)| *known == name);
+        match place.map(|place| self.0.swap_remove(place).1) {
+            Some(text) if is_clean(name, &text) => Ok(Some(text.into_owned())),
             Some(_) => {
                 let most = cap(name);
                 let text = format!("attribute `{name}` is longer than {most} bytes or has control characters");
@@ -155,12 +161,12 @@ pub(super) fn known_name(header: &str) -> Option<&'static str> {
 }
 
 /// Text of a header's value; numbers and truth values as they would be written.
-pub(super) fn scalar_text(name: &str, value: &Value) -> Result<String, Rejection> {
+pub(super) fn scalar_text<'v>(name: &str, value: &'v Value) -> Result<Cow<'v, str>, Rejection> {
     match value {
-        Value::Null => Ok(String::new()),
-        Value::String(text) => Ok(text.clone()),
-        Value::Number(number) => Ok(number.to_string()),
-        Value::Bool(flag) => Ok(flag.to_string()),
+        Value::Null => Ok(Cow::default()),
+        Value::String(text) => Ok(text.into()),
+        Value::Number(number) => Ok(number.to_string().into()),
+        Value::Bool(flag) => Ok(flag.to_string().into()),
         Value::Array(_) | Value::Object(_) => {
             Err(Rejection::decode("invalid_attribute", format!("attribute `{name}` is a list or table; send text")))
         }

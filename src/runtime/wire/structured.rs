@@ -53,7 +53,7 @@ struct Event<'a> {
 }
 
 /// Reads attributes and payload from the body. Headers and properties have no say in this form.
-pub(super) fn read(message: &Message, limits: &Limits) -> Result<(Attributes, Format, Bytes), Rejection> {
+pub(super) fn read(message: &Message, limits: &Limits) -> Result<(Attributes<'static>, Format, Bytes), Rejection> {
     let text = check_utf8(&message.body)?;
     // One level more: the envelope around the payload.
     json_scan::check(text.as_bytes(), limits.max_json_depth + 1, limits.max_json_nodes)?;
@@ -64,7 +64,7 @@ pub(super) fn read(message: &Message, limits: &Limits) -> Result<(Attributes, Fo
 }
 
 impl Event<'_> {
-    fn attributes(&self) -> Result<Attributes, Rejection> {
+    fn attributes(&self) -> Result<Attributes<'static>, Rejection> {
         let given = [
             ("specversion", self.specversion),
             ("id", self.id),
@@ -82,7 +82,7 @@ impl Event<'_> {
         let mut attributes = Attributes::default();
         for (name, value) in given {
             if let Some(value) = value {
-                attributes.add(name, raw_text(name, value)?)?;
+                attributes.add(name, raw_text(name, value)?.into())?;
             }
         }
         Ok(attributes)
@@ -90,7 +90,7 @@ impl Event<'_> {
 
     fn payload(
         &self,
-        attributes: &Attributes,
+        attributes: &Attributes<'_>,
         message: &Message,
         limits: &Limits,
     ) -> Result<(Format, Bytes), Rejection> {

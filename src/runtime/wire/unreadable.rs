@@ -1,5 +1,6 @@
 //! What can still be said of a message that can't be decoded, for its dead letter.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use aws_lc_rs::digest;
@@ -28,7 +29,7 @@ pub fn attribute_of_unreadable(message: &Message, name: &str) -> Option<String> 
         "correlationid" => message.correlation_id.clone(),
         _ => None,
     };
-    text.or(property).filter(|t| !t.is_empty() && is_clean(name, t))
+    text.map(Cow::into_owned).or(property).filter(|t| !t.is_empty() && is_clean(name, t))
 }
 
 fn body_hash(message: &Message) -> String {
