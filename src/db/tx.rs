@@ -176,6 +176,17 @@ impl Tx {
         self.ended(committed.map(|_| Sent::Yes)).await
     }
 
+    /// Commits what may be done twice: an end that nobody knows counts as a failure, to be repeated.
+    ///
+    /// # Errors
+    /// Not committed, or the answer was lost.
+    pub async fn commit_repeatable(self) -> Result<(), DbError> {
+        match self.commit().await {
+            Commit::Committed => Ok(()),
+            Commit::RolledBack(error) | Commit::Unknown(error) => Err(error),
+        }
+    }
+
     /// Runs a last statement and commits in the same round trip. The rows are those of the statement; they count only when
     /// the transaction is committed.
     ///

@@ -10,7 +10,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::handover::Handover;
-use super::lease::{Grant, Leases, committed};
+use super::lease::{Grant, Leases};
 use super::publishing::outgoing;
 use super::row::Pending;
 use super::store;
@@ -285,7 +285,7 @@ impl Relay {
         }
         let tx = self.pool.begin().await?;
         store::park(&tx, rows).await?;
-        committed(tx).await
+        tx.commit_repeatable().await
     }
 
     fn report(&self, interrupted: &Interrupted) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::handover::Handover;
-use super::lease::{Grant, committed};
+use super::lease::Grant;
 use super::lineup::{AtHand, Lineup};
 use super::row::Pending;
 use super::store::{self, Found, Look, Place};
@@ -211,7 +211,7 @@ impl Supply {
     async fn others_have_rows(&mut self) -> Result<bool, DbError> {
         let tx = self.pool.begin().await?;
         let others = store::others_have_rows(&tx, &self.grant.partitions(), self.handover.writer()).await?;
-        committed(tx).await?;
+        tx.commit_repeatable().await?;
         self.look.found(usize::from(others));
         Ok(others)
     }
@@ -219,7 +219,7 @@ impl Supply {
     async fn last_seq(&self) -> Result<i64, DbError> {
         let tx = self.pool.begin().await?;
         let last = store::last_seq(&tx).await?;
-        committed(tx).await?;
+        tx.commit_repeatable().await?;
         Ok(last)
     }
 
@@ -296,7 +296,7 @@ impl Supply {
         let (limit, bytes) = (LOOK_ROWS, LOOK_BYTES);
         let look = Look { places, until, limit, bytes, without_keys: &without_keys, known: &known, without_writer };
         let found = store::ready(&tx, look).await?;
-        committed(tx).await?;
+        tx.commit_repeatable().await?;
         Ok(found)
     }
 }

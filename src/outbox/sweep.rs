@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::lease::{Grant, committed};
+use super::lease::Grant;
 use super::store;
 use crate::db::{DbError, Pool};
 use crate::failpoint;
@@ -191,7 +191,7 @@ async fn remove(pool: &Pool, grant: &Grant, rows: &[Confirmed]) -> Result<(), Db
     let tx = pool.begin().await?;
     let removed = store::remove(&tx, grant, rows).await?;
     failpoint::hit("relay_before_delete");
-    committed(tx).await?;
+    tx.commit_repeatable().await?;
     telemetry::outbox_published("confirmed", u64::try_from(removed).unwrap_or(0));
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::db::{Commit, DbError, Pool};
+use crate::db::{DbError, Pool};
 
 const PAUSED: &str = "SELECT consumer, changed_by, reason FROM onceflow.consumer_state WHERE paused";
 
@@ -39,9 +39,7 @@ impl Pauses {
     pub async fn refresh(&self, pool: &Pool) -> Result<(), DbError> {
         let tx = pool.begin().await?;
         let rows = tx.query(PAUSED, &[]).await?;
-        if let Commit::RolledBack(error) | Commit::Unknown(error) = tx.commit().await {
-            return Err(error);
-        }
+        tx.commit_repeatable().await?;
         let why = |row: &tokio_postgres::Row| format!("{} (by {})", row.get::<_, &str>(2), row.get::<_, &str>(1));
         let reasons: Reasons = rows.iter().map(|row| (row.get(0), why(row))).collect();
         self.reasons.send_if_modified(|current| {

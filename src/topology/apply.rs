@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Move, Subject, moves};
 use crate::broker::{BrokerError, delete_exchange, delete_queues, unbind};
-use crate::db::{Commit, DbError, Tx};
+use crate::db::{DbError, Tx};
 use crate::replay::control;
 use crate::runtime::layout::{self, Mover};
 use crate::runtime::{Layout, Unavailable, consumer_topology, counted, entrance, hash_exchange_topology};
@@ -81,7 +81,7 @@ impl<'a> Apply<'a> {
         if self.mover.give_back(&tx).await? {
             control::release(&tx, self.subject.name(), (self.actor, REASON)).await?;
         }
-        committed(tx).await
+        tx.commit_repeatable().await
     }
 
     /// Takes the right to move. `None` when there is nothing to do.
@@ -101,7 +101,7 @@ impl<'a> Apply<'a> {
         let (from, begun) = (layout.partitions, layout.moving_to);
         let detail = serde_json::json!({ "from": from, "begun": begun, "to": wanted });
         control::audit_layout(&tx, self.actor, subject.name(), &detail).await?;
-        committed(tx).await?;
+        tx.commit_repeatable().await?;
         Ok(Some(moves(layout, wanted)))
     }
 
@@ -128,7 +128,7 @@ impl<'a> Apply<'a> {
         if !self.mover.begin(&tx, from, to).await? {
             return Err(taken_over());
         }
-        Ok(committed(tx).await?)
+        Ok(tx.commit_repeatable().await?)
     }
 
     /// Before anything else: a broker without its plugin leaves everything as it was. One that an earlier installation left
@@ -176,7 +176,7 @@ impl<'a> Apply<'a> {
         if !control::release(&tx, self.subject.name(), (self.actor, REASON)).await? {
             return Err(ApplyError::Conflict("somebody resumed the consumer while it was looked at".to_owned()));
         }
-        committed(tx).await?;
+        tx.commit_repeatable().await?;
         self.say(&format!("{} now", counted(to)));
         Ok(())
     }
@@ -187,20 +187,20 @@ impl<'a> Apply<'a> {
         self.renewed(&tx).await?;
         self.refuse_if_paused(&tx).await?;
         control::hold(&tx, self.subject.name(), (self.actor, REASON)).await?;
-        Ok(committed(tx).await?)
+        Ok(tx.commit_repeatable().await?)
     }
 
     pub(super) async fn resume(&self) -> Result<(), ApplyError> {
         let tx = self.subject.pool.begin().await?;
         self.renewed(&tx).await?;
         control::release(&tx, self.subject.name(), (self.actor, REASON)).await?;
-        Ok(committed(tx).await?)
+        Ok(tx.commit_repeatable().await?)
     }
 
     pub(super) async fn renew(&self) -> Result<Layout, ApplyError> {
         let tx = self.subject.pool.begin().await?;
         let layout = self.renewed(&tx).await?;
-        committed(tx).await?;
+        tx.commit_repeatable().await?;
         Ok(layout)
     }
 
@@ -230,11 +230,4 @@ impl<'a> Apply<'a> {
 
 fn taken_over() -> ApplyError {
     ApplyError::Conflict("another apply has taken over".to_owned())
-}
-
-async fn committed(tx: Tx) -> Result<(), DbError> {
-    match tx.commit().await {
-        Commit::Committed => Ok(()),
-        Commit::RolledBack(error) | Commit::Unknown(error) => Err(error),
-    }
 }

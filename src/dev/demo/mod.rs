@@ -14,7 +14,7 @@ use crate::broker::{
     Binding, ExchangeSpec, Link, Outgoing, QueueKind, QueueSpec, Topology, publish_once, queue_depths,
 };
 use crate::config::Config;
-use crate::db::{Commit, Pool};
+use crate::db::Pool;
 use crate::replay::{self, Change, Filter, Group, Selection};
 use crate::runtime::Names;
 use books::{Books, Look};
@@ -192,9 +192,7 @@ impl Demo<'_> {
         };
         let tx = self.pool.begin().await?;
         let done = replay::replay(&tx, &change, &queues).await?;
-        match tx.commit().await {
-            Commit::Committed => Ok(done.ids.len()),
-            Commit::RolledBack(error) | Commit::Unknown(error) => Err(error.into()),
-        }
+        tx.commit_repeatable().await?;
+        Ok(done.ids.len())
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::PARTITIONS;
-use crate::db::{Commit, DbError, Pool, Tx};
+use crate::db::{DbError, Pool};
 use crate::health::{Check, Health};
 
 /// How long a lease lasts without renewal: the longest pause after a relay was killed.
@@ -123,7 +123,7 @@ impl Leases {
         let share = fair_share(relays);
         let mut held = store::renew(&tx, &self.holder).await?;
         held.extend(store::take(&tx, &self.holder, share.saturating_sub(held.len())).await?);
-        committed(tx).await?;
+        tx.commit_repeatable().await?;
         held.sort_unstable();
         self.held = held;
         Ok(share)
@@ -151,7 +151,7 @@ impl Leases {
     async fn give_back(&mut self, surplus: &[i16]) -> Result<(), DbError> {
         let tx = self.pool.begin().await?;
         store::release(&tx, &self.holder, surplus).await?;
-        committed(tx).await?;
+        tx.commit_repeatable().await?;
         self.held.retain(|(partition, _)| !surplus.contains(partition));
         Ok(())
     }
@@ -162,7 +162,7 @@ impl Leases {
         let all: Vec<i16> = (0..PARTITIONS).collect();
         store::release(&tx, &self.holder, &all).await?;
         store::leave(&tx, &self.holder).await?;
-        committed(tx).await
+        tx.commit_repeatable().await
     }
 }
 
@@ -176,14 +176,6 @@ fn report(epochs: &[(i16, i64)]) {
         crate::telemetry::outbox_lease_held(partition, epochs.iter().any(|(p, _)| *p == partition));
     }
     tracing::info!(held = epochs.len(), "relay holds {} of {PARTITIONS} partitions", epochs.len());
-}
-
-/// Commits; an unknown end counts as a failure, because every statement of the relay may be repeated.
-pub(super) async fn committed(tx: Tx) -> Result<(), DbError> {
-    match tx.commit().await {
-        Commit::Committed => Ok(()),
-        Commit::RolledBack(error) | Commit::Unknown(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

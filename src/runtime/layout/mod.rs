@@ -26,7 +26,7 @@ use uuid::Uuid;
 use super::names::{Names, consumer_topology, hash_exchange_topology};
 use super::settings::{ConsumerSettings, Settings};
 use crate::broker::{BrokerError, Link, Topology, queue_states};
-use crate::db::{Commit, DbError, Pool, Tx};
+use crate::db::{DbError, Pool, Tx};
 
 /// How a consumer's queues are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +131,7 @@ async fn decided(pool: &Pool, link: &Link, place: Place<'_>) -> Result<(), Unava
     }
     let tx = pool.begin().await?;
     store::decide(&tx, consumer, partitions).await?;
-    Ok(committed(tx).await?)
+    Ok(tx.commit_repeatable().await?)
 }
 
 /// Whether the broker has no queue of the consumer yet.
@@ -204,13 +204,5 @@ impl Mover {
     /// The database is away.
     pub async fn end(&self, tx: &Tx, (from, to): (u16, u16), next: Option<u16>) -> Result<bool, DbError> {
         store::end_move(tx, (&self.consumer, self.id), (from, to), next).await
-    }
-}
-
-/// Commits; an unknown end counts as a failure, because every statement here may be repeated.
-async fn committed(tx: Tx) -> Result<(), DbError> {
-    match tx.commit().await {
-        Commit::Committed => Ok(()),
-        Commit::RolledBack(error) | Commit::Unknown(error) => Err(error),
     }
 }

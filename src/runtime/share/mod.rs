@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::layout::{self, Layout};
-use crate::db::{Commit, DbError, Pool, Tx};
+use crate::db::{DbError, Pool};
 
 /// How long a replica counts after its last word.
 const TTL: Duration = Duration::from_secs(4);
@@ -130,7 +130,7 @@ impl Share {
         let layouts = layout::all(&tx).await?;
         let shared = layouts.values().any(|layout| layout.is_shared());
         let others = if shared { Some(store::announce(&tx, self.id).await?) } else { None };
-        committed(tx).await?;
+        tx.commit_repeatable().await?;
         let place = others.map(|others| Rank::of(self.id, &others));
         self.known.send_if_modified(|known| {
             let seen = Known { layouts, place: place.or(known.place) };
@@ -149,7 +149,7 @@ impl Share {
     async fn leave(&self, pool: &Pool) -> Result<(), DbError> {
         let tx = pool.begin().await?;
         store::leave(&tx, self.id).await?;
-        committed(tx).await
+        tx.commit_repeatable().await
     }
 }
 
@@ -160,13 +160,6 @@ impl Rank {
 
     fn takes(self, partition: u16) -> bool {
         usize::from(partition) % self.of == self.place
-    }
-}
-
-async fn committed(tx: Tx) -> Result<(), DbError> {
-    match tx.commit().await {
-        Commit::Committed => Ok(()),
-        Commit::RolledBack(error) | Commit::Unknown(error) => Err(error),
     }
 }
 
