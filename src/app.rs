@@ -19,6 +19,7 @@ use crate::config::{Config, Role};
 use crate::db::{self, Pool};
 use crate::health::{Check, Health};
 use crate::outbox::{Handover, Relay, RelaySettings};
+use crate::retention;
 use crate::runtime::{
     ABORT_MARGIN, AnyConsumer, Pauses, Share, Shared, egress_topology, fixed_topology, run_consumer, run_drain,
 };
@@ -96,7 +97,8 @@ impl App {
         let every = config.runtime.look_for_pauses;
         service.spawn(follow_pauses(admin_pool.clone(), pauses.clone(), every, stops.service.clone()));
         let share = Arc::new(Share::default());
-        service.spawn(follow_share(admin_pool, share.clone(), stops.intake.clone()));
+        service.spawn(follow_share(admin_pool.clone(), share.clone(), stops.intake.clone()));
+        service.spawn(retention::run(admin_pool, config.retention, stops.service.clone()));
 
         let shared = Shared {
             settings: Arc::new(config.runtime.clone()),

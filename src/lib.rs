@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod app;
+mod breaker;
 pub mod broker;
 pub mod cli;
 pub mod clock;
@@ -19,6 +20,7 @@ pub mod message;
 pub mod outbox;
 mod pacing;
 pub mod replay;
+pub mod retention;
 pub mod runtime;
 pub mod telemetry;
 pub mod topology;

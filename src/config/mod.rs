@@ -19,6 +19,7 @@ mod broker;
 mod database;
 mod environment;
 mod reader;
+mod retention;
 mod runtime;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ pub use reader::{ConfigErrors, Problem};
 
 use crate::broker::Settings as BrokerSettings;
 use crate::outbox::Unroutable;
+use crate::retention::Policy;
 use crate::runtime::{ConsumerSettings, Settings as RuntimeSettings};
 use reader::Reader;
 
@@ -51,6 +53,8 @@ pub struct Config {
     pub consumers: Vec<ConsumerSettings>,
     /// What happens to downstream events that no queue is bound for.
     pub unroutable: Unroutable,
+    /// How long rows are kept.
+    pub retention: Policy,
     /// Health, metrics and API.
     pub admin: AdminSettings,
     /// Logs.
@@ -70,6 +74,7 @@ pub fn load(path: Option<&Path>, consumers: &[&str]) -> Result<Config, ConfigErr
         runtime: runtime::read(&mut reader),
         consumers: consumers.iter().map(|name| runtime::read_consumer(&mut reader, name)).collect(),
         unroutable: runtime::read_unroutable(&mut reader),
+        retention: retention::read(&mut reader),
         admin: admin::read(&mut reader),
         log: admin::read_log(&mut reader),
         file,

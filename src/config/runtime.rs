@@ -24,6 +24,7 @@ pub(super) fn read(reader: &mut Reader) -> Settings {
         prefetch_bytes: reader.within("runtime.prefetch_bytes", 32 * MIB, MIB..=4_096 * MIB),
         lanes: reader.within("runtime.lanes", 2, 1..=64),
         batch: reader.within("runtime.batch", 200, 1..=1_000),
+        kill_switch_failures: reader.within("runtime.kill_switch_failures", 100, 0..=100_000),
         handler_timeout: reader.duration("runtime.handler_timeout", "30s"),
         drain_within: reader.duration("runtime.drain_within", "25s"),
         look_for_pauses: reader.duration("runtime.look_for_pauses", "2s"),

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::erased::AnyConsumer;
+use super::kill_switch::KillSwitch;
 use super::lanes::Lanes;
 use super::layout::{Layout, Place, Unavailable, lay_out};
 use super::pause::Pauses;
@@ -19,6 +20,7 @@ use super::reader::Queue;
 use super::readers::Readers;
 use super::settings::{ConsumerSettings, Settings};
 use super::share::Share;
+use crate::breaker::Phase;
 use crate::broker::{Link, Publisher};
 use crate::db::Pool;
 use crate::health::{Check, Health};
@@ -55,6 +57,8 @@ pub struct Shared {
 enum Ended {
     Stopped,
     Paused,
+    /// The kill switch stands elsewhere now.
+    Switched,
     /// The layout is another one now.
     LaidOutAnew,
     Lost(Unavailable),
@@ -66,14 +70,16 @@ struct Running {
     shared: Shared,
     check: String,
     lanes: Arc<Lanes>,
+    switch: KillSwitch,
 }
 
 /// Consumes until `stop`, then drains. Returns when nothing of it is left.
 pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings, shared: Shared) {
     let name = consumer.name();
     let mut tasks = JoinSet::new();
-    let lanes = Arc::new(Lanes::start(&consumer, &shared, &mut tasks));
-    let running = Running { check: format!("consumer.{name}"), consumer, own, shared, lanes };
+    let switch = KillSwitch::new(name, shared.settings.kill_switch_failures);
+    let lanes = Arc::new(Lanes::start(&consumer, &shared, &switch, &mut tasks));
+    let running = Running { check: format!("consumer.{name}"), consumer, own, shared, lanes, switch };
     running.run().await;
     running.lanes.close();
     while let Some(ended) = tasks.join_next().await {
@@ -92,9 +98,16 @@ impl Running {
                 self.wait_while_paused(&why).await;
                 continue;
             }
+            let phase = self.switch.phase();
+            if phase == Phase::Open {
+                self.wait_while_open().await;
+                continue;
+            }
+            telemetry::paused(self.consumer.name(), phase == Phase::Probing);
+            readers.trickle(phase == Phase::Probing);
             match self.laid_out_and_read(&mut readers, &mut pacing).await {
                 Ended::Stopped => break,
-                Ended::Paused | Ended::LaidOutAnew => {}
+                Ended::Paused | Ended::Switched | Ended::LaidOutAnew => {}
                 Ended::Lost(error) => {
                     self.report_lost(&error);
                     let stop = &self.shared.stop;
@@ -138,6 +151,7 @@ impl Running {
     async fn read(&self, layout: Layout, readers: &mut Readers, pacing: &mut Pacing) -> Ended {
         let (name, shared) = (self.consumer.name(), &self.shared);
         let mut changes = shared.share.changes();
+        let phase = self.switch.phase();
         loop {
             if shared.share.layout(name) != Some(layout) {
                 return Ended::LaidOutAnew;
@@ -155,6 +169,7 @@ impl Running {
                 biased;
                 () = shared.stop.cancelled() => return Ended::Stopped,
                 () = shared.pauses.until_paused(name) => return Ended::Paused,
+                () = self.switch.turned_from(phase) => return Ended::Switched,
                 // The sender lives in the share that we hold.
                 _ = changes.changed() => {}
                 next = readers.next() => if let Err(error) = next {
@@ -182,11 +197,27 @@ impl Running {
         telemetry::paused(name, false);
     }
 
+    /// Messages stay at the broker until it is time to try a few.
+    async fn wait_while_open(&self) {
+        let name = self.consumer.name();
+        telemetry::paused(name, true);
+        self.shared.health.set(&self.check, Check::Paused(self.switch.why()));
+        tokio::select! {
+            () = self.shared.stop.cancelled() => {}
+            // An operator's pause has other words.
+            () = self.shared.pauses.until_paused(name) => {}
+            () = self.switch.turned_from(Phase::Open) => {}
+        }
+    }
+
     fn report_connected(&self, layout: Layout) {
         let name = self.consumer.name();
         telemetry::prefetch(name, self.shared.settings.prefetch);
         let advice = self.own.differs_from(layout);
-        let check = advice.clone().map_or(Check::Ok, Check::Advised);
+        let check = match self.switch.phase() {
+            Phase::Closed => advice.clone().map_or(Check::Ok, Check::Advised),
+            Phase::Open | Phase::Probing => Check::Paused(self.switch.why()),
+        };
         if self.shared.health.set(&self.check, check) {
             let queues = layout.partitions;
             info!(consumer = name, queues, "consumer {name} reads; its events are in {queues} queues");

@@ -6,6 +6,7 @@ use tracing::{info, warn};
 use super::dead_letter::{DeadLetter, Identity};
 use super::delivery::Shared;
 use super::headers::History;
+use super::kill_switch::KillSwitch;
 use super::lane::broker_rejection;
 use super::settle::Settler;
 use super::wire;
@@ -25,6 +26,8 @@ pub async fn run_drain(consumer: &'static str, shared: Shared) {
         settings: shared.settings.clone(),
         pool: shared.pool.clone(),
         retries: shared.retries.clone(),
+        // The broker has given up on these: nothing holds them back.
+        switch: KillSwitch::new(consumer, 0),
         abort: shared.abort.clone(),
     };
     let intake = Intake::new(PREFETCH, shared.settings.prefetch_bytes, Resize::Allowed);

@@ -57,7 +57,7 @@ impl Lane {
                 continue;
             }
             match refused(&job) {
-                Some(rejection) => self.settler.dead(job, &rejection).await,
+                Some(rejection) => self.settler.refused(job, &rejection).await,
                 None => good.push(job),
             }
         }

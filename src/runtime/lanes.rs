@@ -10,6 +10,7 @@ use super::copies::Copies;
 use super::delivery::Shared;
 use super::erased::AnyConsumer;
 use super::job::Job;
+use super::kill_switch::KillSwitch;
 use super::lane::Lane;
 use super::settle::Settler;
 
@@ -19,11 +20,16 @@ pub(super) struct Lanes(Backlog);
 
 impl Lanes {
     /// Starts the lanes of a consumer as tasks of the caller.
-    pub(super) fn start(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, tasks: &mut JoinSet<()>) -> Self {
+    pub(super) fn start(
+        consumer: &Arc<dyn AnyConsumer>,
+        shared: &Shared,
+        switch: &KillSwitch,
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
         let backlog = Backlog::new(shared.settings.batch);
         let copies = Arc::new(Copies::default());
         for _ in 0..shared.settings.lanes {
-            tasks.spawn(lane(consumer, shared, (&backlog, &copies)).run());
+            tasks.spawn(lane(consumer, shared, switch, (&backlog, &copies)).run());
         }
         Self(backlog)
     }
@@ -44,7 +50,12 @@ impl Lanes {
     }
 }
 
-fn lane(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, (backlog, copies): (&Backlog, &Arc<Copies>)) -> Lane {
+fn lane(
+    consumer: &Arc<dyn AnyConsumer>,
+    shared: &Shared,
+    switch: &KillSwitch,
+    (backlog, copies): (&Backlog, &Arc<Copies>),
+) -> Lane {
     Lane {
         attempter: Attempter {
             consumer: consumer.clone(),
@@ -58,6 +69,7 @@ fn lane(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, (backlog, copies): (&B
             settings: shared.settings.clone(),
             pool: shared.pool.clone(),
             retries: shared.retries.clone(),
+            switch: switch.clone(),
             abort: shared.abort.clone(),
         },
         health: shared.health.clone(),

@@ -15,6 +15,7 @@ mod erased;
 mod headers;
 mod inbox;
 mod job;
+mod kill_switch;
 mod lane;
 mod lanes;
 pub mod layout;

@@ -13,6 +13,7 @@ use super::erased::AnyConsumer;
 use super::job::InFlight;
 use super::lanes::Lanes;
 use super::reader::{Ended, Queue, Reader};
+use crate::breaker::PROBE;
 use crate::broker::{BrokerError, Intake, Resize};
 
 /// How much of each queue may be in memory; what was learnt of its messages outlives its readers.
@@ -28,6 +29,8 @@ pub(super) struct Readers {
     subscribed: BTreeSet<Queue>,
     tasks: JoinSet<(Queue, Ended)>,
     openings: (mpsc::UnboundedSender<Queue>, mpsc::UnboundedReceiver<Queue>),
+    /// Readers that start take only a few events at a time.
+    trickle: bool,
 }
 
 impl Readers {
@@ -41,7 +44,13 @@ impl Readers {
             subscribed: BTreeSet::new(),
             tasks: JoinSet::new(),
             openings: mpsc::unbounded_channel(),
+            trickle: false,
         }
+    }
+
+    /// Whether readers that start from now on take only a few events at a time.
+    pub(super) fn trickle(&mut self, trickle: bool) {
+        self.trickle = trickle;
     }
 
     /// Starts and drains readers so that these queues are read. One that still drains is started again when it has ended.
@@ -133,6 +142,7 @@ impl Readers {
                 (most, settings.prefetch_bytes / partitions.max(1), Resize::Fixed)
             }
         };
+        let most = if self.trickle { most.min(PROBE) } else { most };
         let intake = self.intakes.entry(queue).or_insert_with(|| Intake::new(most, bytes, resize));
         intake.bound(most, bytes);
         intake.clone()

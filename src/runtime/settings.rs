@@ -27,6 +27,8 @@ pub struct Settings {
     pub lanes: usize,
     /// Most events of one transaction.
     pub batch: usize,
+    /// Failures of one kind that stop a consumer when most of what arrives fails so; 0 for never.
+    pub kill_switch_failures: usize,
     /// A handler that takes longer is stopped and rolled back.
     pub handler_timeout: Duration,
     /// How long in-flight work may take after SIGTERM.

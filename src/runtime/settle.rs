@@ -17,12 +17,13 @@ use super::contract::Skip;
 use super::dead_letter::{DeadLetter, Identity, bury};
 use super::headers::mark_failed;
 use super::job::Job;
+use super::kill_switch::{Failed, KillSwitch};
 use super::retry::{RetryClass, jittered};
 use super::settings::Settings;
 use super::wire::sanitize_headers;
 use crate::broker::{Delivery, Fate, Outgoing, Publisher, acknowledge};
 use crate::clock;
-use crate::db::{Class, Commit, DbError, Pool};
+use crate::db::{Class, DbError, Pool};
 use crate::event::{Rejection, Stage};
 use crate::failpoint;
 use crate::message::Route;
@@ -36,6 +37,7 @@ pub(super) struct Settler {
     pub(super) settings: Arc<Settings>,
     pub(super) pool: Pool,
     pub(super) retries: Arc<Publisher>,
+    pub(super) switch: KillSwitch,
     /// Work that can't end otherwise is given up, unacknowledged, when this fires.
     pub(super) abort: CancellationToken,
 }
@@ -45,6 +47,7 @@ impl Settler {
     pub(super) async fn settled(&self, jobs: &[Job], ends: &[Settled]) {
         failpoint::hit("before_ack");
         self.ack(jobs).await;
+        self.switch.passed(jobs.len());
         for (job, end) in jobs.iter().zip(ends) {
             let outcome = match end {
                 Settled::Applied => {
@@ -68,8 +71,18 @@ impl Settler {
         }
     }
 
+    /// The event was refused before anything was attempted.
+    pub(super) async fn refused(&self, job: Job, rejection: &Rejection) {
+        if !self.switch.holds_back(&job, failed_by(rejection)) {
+            self.dead(job, rejection).await;
+        }
+    }
+
     /// An attempt at this one event was rolled back.
     pub(super) async fn failed(&self, job: Job, failure: Failure) {
+        if failed_as(&failure).is_some_and(|failed| self.switch.holds_back(&job, failed)) {
+            return;
+        }
         match failure {
             Failure::Rejected(rejection) => self.dead(job, &rejection).await,
             Failure::Passing { class, code, message } => {
@@ -128,7 +141,7 @@ impl Settler {
     }
 
     /// Stores a dead letter, then acknowledges the original.
-    pub(super) async fn dead(&self, job: Job, rejection: &Rejection) {
+    async fn dead(&self, job: Job, rejection: &Rejection) {
         let now = clock::now();
         let message = &job.delivery.message;
         let identity = job.envelope().map_or_else(|| Identity::of_unreadable(message), |e| Identity::of_event(e));
@@ -177,11 +190,8 @@ impl Settler {
     async fn bury(&self, dead: &DeadLetter<'_>) -> Result<(), DbError> {
         let tx = self.pool.begin().await?;
         bury(&tx, dead).await?;
-        match tx.commit().await {
-            Commit::Committed => Ok(()),
-            // Stored twice, it would only be counted twice: the row is one per live event.
-            Commit::RolledBack(error) | Commit::Unknown(error) => Err(error),
-        }
+        // Stored twice, it would only be counted twice: the row is one per live event.
+        tx.commit_repeatable().await
     }
 
     async fn pause(&self, pacing: &mut Pacing) {
@@ -218,6 +228,21 @@ fn note_lag(consumer: &'static str, job: &Job) {
     let Some(time) = job.envelope().and_then(|e| e.time) else { return };
     if let Ok(took) = Duration::try_from(clock::now().duration_since(time)) {
         telemetry::end_to_end(consumer, took);
+    }
+}
+
+fn failed_by(rejection: &Rejection) -> Failed<'_> {
+    Failed { stage: rejection.stage.as_str(), code: rejection.code, message: &rejection.message }
+}
+
+/// What counts for the kill switch: neither locks in the way nor a consumer that asks for time.
+fn failed_as(failure: &Failure) -> Option<Failed<'_>> {
+    match failure {
+        Failure::Rejected(rejection) => Some(failed_by(rejection)),
+        Failure::Passing { class: RetryClass::Growing, code, message } => {
+            Some(Failed { stage: "attempt", code, message })
+        }
+        Failure::Passing { .. } => None,
     }
 }
 

@@ -34,6 +34,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("onceflow_db_serialization_retries_total", "Transactions tried again after contention."),
     ("onceflow_broker_reconnects_total", "Broker connections made again."),
     ("onceflow_broker_channel_closures_total", "Channels closed by the broker, by reply code."),
+    ("onceflow_retention_pruned_total", "Old rows that were removed, by table."),
     ("onceflow_admin_requests_total", "Requests to the admin API."),
 ];
 
@@ -42,7 +43,12 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     ("onceflow_ready", Unit::Count, "1 where a readiness check is met."),
     ("onceflow_messages_in_flight", Unit::Count, "Deliveries being worked on."),
     ("onceflow_consumer_prefetch", Unit::Count, "Most deliveries that may be outstanding."),
-    ("onceflow_consumer_paused", Unit::Count, "1 while an operator has paused the consumer."),
+    ("onceflow_consumer_paused", Unit::Count, "1 while the consumer is paused, by an operator or by its kill switch."),
+    (
+        "onceflow_consumer_kill_switch",
+        Unit::Count,
+        "1 while most of what arrives fails alike and is left at the broker.",
+    ),
     ("onceflow_consumer_connected", Unit::Count, "1 while the consumer is subscribed."),
     (
         "onceflow_consumer_partitions_held",
@@ -63,6 +69,11 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     ),
     ("onceflow_db_pool_connections", Unit::Count, "Connections of the database pool by state."),
     ("onceflow_db_pool_max_connections", Unit::Count, "Bound of the database pool."),
+    (
+        "onceflow_retention_oldest_row_age_seconds",
+        Unit::Seconds,
+        "Age of the oldest row that retention will remove, by table.",
+    ),
     ("onceflow_inbox_rows", Unit::Count, "Rows of the inbox, estimated."),
     ("onceflow_broker_connected", Unit::Count, "1 while the connection is up."),
     ("onceflow_broker_blocked", Unit::Count, "1 while the broker blocks the connection."),

@@ -117,6 +117,7 @@ fn register_consumer(consumer: &'static str, types: &[&'static str], rungs_ms: &
     for name in [
         "onceflow_consumer_prefetch",
         "onceflow_consumer_paused",
+        "onceflow_consumer_kill_switch",
         "onceflow_consumer_connected",
         "onceflow_consumer_partitions_held",
         "onceflow_consumer_last_success_timestamp_seconds",
@@ -155,6 +156,10 @@ fn register_shared() {
     record::outbox(OutboxTotals::default());
     record::pool(PoolTotals::default());
     record::inbox_rows(0.0);
+    for table in names::KEPT_TABLES {
+        record::pruned(table, 0);
+        record::oldest_row(table, 0.0);
+    }
     gauge!("onceflow_build_info",
         "version" => env!("CARGO_PKG_VERSION"),
         "revision" => option_env!("ONCEFLOW_REVISION").unwrap_or("unknown"),

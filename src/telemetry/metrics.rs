@@ -19,7 +19,12 @@ pub fn partitions_held(consumer: &str, n: usize) {
     gauge!("onceflow_consumer_partitions_held", "consumer" => known(consumer)).set(n as f64);
 }
 
-/// Whether an operator paused the consumer.
+/// Whether the consumer stopped reading because most of what arrived failed alike.
+pub fn kill_switch(consumer: &str, open: bool) {
+    gauge!("onceflow_consumer_kill_switch", "consumer" => known(consumer)).set(flag(open));
+}
+
+/// Whether the consumer is paused, by an operator or by its kill switch.
 pub fn paused(consumer: &str, yes: bool) {
     gauge!("onceflow_consumer_paused", "consumer" => known(consumer)).set(flag(yes));
 }
@@ -187,6 +192,16 @@ pub fn pool(sample: PoolTotals) {
 /// Rows of the inbox by the planner's estimate: counting them would cost as much as the table is large.
 pub fn inbox_rows(estimate: f64) {
     gauge!("onceflow_inbox_rows").set(estimate);
+}
+
+/// Old rows of a table were removed.
+pub fn pruned(table: &'static str, rows: u64) {
+    counter!("onceflow_retention_pruned_total", "table" => table).increment(rows);
+}
+
+/// Age of the oldest row that will be removed some day, in seconds; 0 without one.
+pub fn oldest_row(table: &'static str, seconds: f64) {
+    gauge!("onceflow_retention_oldest_row_age_seconds", "table" => table).set(seconds);
 }
 
 /// Whether a named readiness check is met. Names come from the code, so they are few.

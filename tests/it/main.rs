@@ -11,14 +11,17 @@ mod documents;
 mod fairness;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod kill_switch;
 mod kills;
 mod memory;
 mod org;
 mod outages;
 mod partitions;
 mod payment;
+mod publishing;
 mod relay;
 mod replay;
+mod retention;
 mod servers;
 mod sms;
 mod tidy;

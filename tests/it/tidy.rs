@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layers from the top; a module may import from its own layer's list only what is named, and from any layer below.
-const LAYERS: [(&str, u8); 21] = [
+const LAYERS: [(&str, u8); 23] = [
     ("main", 5),
     ("cli", 5),
     ("dev", 4),
@@ -14,6 +14,7 @@ const LAYERS: [(&str, u8); 21] = [
     ("domains", 3),
     ("topology", 2),
     ("replay", 2),
+    ("retention", 2),
     ("runtime", 2),
     ("outbox", 2),
     ("broker", 1),
@@ -22,6 +23,7 @@ const LAYERS: [(&str, u8); 21] = [
     ("event", 0),
     ("message", 0),
     ("health", 0),
+    ("breaker", 0),
     ("clock", 0),
     ("pacing", 0),
     ("failpoint", 0),

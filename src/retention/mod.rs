@@ -1,0 +1,115 @@
+//! What is old goes: inbox rows, closed dead letters, audit rows.
+//!
+//! In small batches, each a transaction of its own that passes over locked rows, so that nothing on the way of an event waits for
+//! it, and any number of replicas may do it side by side.
+//!
+//! An inbox row is what makes a repetition harmless: once it is gone, the same event sent again is applied again, as far as the version
+//! guards let it. So the inbox must be kept for longer than any producer repeats itself. Open dead letters never go.
+
+mod store;
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::db::{DbError, Pool};
+use crate::telemetry;
+
+/// How often it is looked for old rows.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Rows of one transaction.
+const BATCH: i64 = 1_000;
+/// Between two full batches others have the database for themselves.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// How long rows are kept; `None` for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Since the event was processed.
+    pub inbox: Option<Duration>,
+    /// Since the dead letter was replayed with success or discarded.
+    pub dead_letters: Option<Duration>,
+    /// Since the operation.
+    pub audit: Option<Duration>,
+}
+
+/// Tables that grow with every event or operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// `onceflow.inbox`
+    Inbox,
+    /// Closed rows of `onceflow.dead_letter`.
+    DeadLetters,
+    /// `onceflow.audit`
+    Audit,
+}
+
+impl Table {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Inbox, Self::DeadLetters, Self::Audit];
+
+    /// As metrics name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Inbox => "inbox",
+            Self::DeadLetters => "dead_letters",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+impl Policy {
+    fn of(self, table: Table) -> Option<Duration> {
+        match table {
+            Table::Inbox => self.inbox,
+            Table::DeadLetters => self.dead_letters,
+            Table::Audit => self.audit,
+        }
+    }
+}
+
+/// Removes what is old now and then, until `stop`. A database that is away is waited for.
+pub async fn run(pool: Pool, policy: Policy, stop: CancellationToken) {
+    loop {
+        for table in Table::ALL {
+            let pruned = stop.run_until_cancelled(prune(&pool, table, policy.of(table))).await;
+            match pruned {
+                None => return,
+                Some(Ok(0)) => {}
+                Some(Ok(rows)) => info!(table = table.name(), rows, "{rows} old rows of {} removed", table.name()),
+                Some(Err(error)) => debug!(table = table.name(), %error, "old rows stay for now: {error}"),
+            }
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Removes all rows of a table that are older than `keep`, batch by batch, and measures the oldest that stays. Returns how many
+/// went.
+///
+/// # Errors
+/// The database is away or says no; what was removed before stays removed.
+pub async fn prune(pool: &Pool, table: Table, keep: Option<Duration>) -> Result<u64, DbError> {
+    let mut all = 0;
+    if let Some(keep) = keep {
+        loop {
+            let tx = pool.begin().await?;
+            let removed = store::prune(&tx, table, keep, BATCH).await?;
+            tx.commit_repeatable().await?;
+            telemetry::pruned(table.name(), removed);
+            all += removed;
+            if removed < BATCH.unsigned_abs() {
+                break;
+            }
+            tokio::time::sleep(BREATH).await;
+        }
+    }
+    let tx = pool.begin().await?;
+    let age = store::oldest(&tx, table).await?;
+    tx.commit_repeatable().await?;
+    telemetry::oldest_row(table.name(), age);
+    Ok(all)
+}

@@ -1,0 +1,60 @@
+//! The SQL of removing old rows.
+
+use std::time::Duration;
+
+use super::Table;
+use crate::db::{DbError, Tx};
+
+const PRUNE_INBOX: &str = "
+    WITH old AS MATERIALIZED (
+        SELECT tenant, consumer, source, event_id FROM onceflow.inbox
+        WHERE processed_at < clock_timestamp() - $1 * interval '1 second'
+        ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM onceflow.inbox i USING old o
+    WHERE i.tenant = o.tenant AND i.consumer = o.consumer AND i.source = o.source AND i.event_id = o.event_id";
+
+/// Open ones and those on their way have no time of closing.
+const PRUNE_DEAD_LETTERS: &str = "
+    WITH old AS MATERIALIZED (
+        SELECT tenant, id FROM onceflow.dead_letter
+        WHERE closed_at < clock_timestamp() - $1 * interval '1 second'
+        ORDER BY closed_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM onceflow.dead_letter d USING old o WHERE d.tenant = o.tenant AND d.id = o.id";
+
+const PRUNE_AUDIT: &str = "
+    WITH old AS MATERIALIZED (
+        SELECT id FROM onceflow.audit
+        WHERE at < clock_timestamp() - $1 * interval '1 second'
+        ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM onceflow.audit a USING old o WHERE a.id = o.id";
+
+const OLDEST_INBOX: &str =
+    "SELECT extract(epoch FROM clock_timestamp() - min(processed_at))::float8 FROM onceflow.inbox";
+const OLDEST_DEAD_LETTER: &str = "
+    SELECT extract(epoch FROM clock_timestamp() - min(closed_at))::float8 FROM onceflow.dead_letter
+    WHERE closed_at IS NOT NULL";
+const OLDEST_AUDIT: &str = "SELECT extract(epoch FROM clock_timestamp() - min(at))::float8 FROM onceflow.audit";
+
+/// Removes at most `most` rows that are older than `keep`, the oldest first; rows that somebody has locked are passed over.
+pub(super) async fn prune(tx: &Tx, table: Table, keep: Duration, most: i64) -> Result<u64, DbError> {
+    let statement = match table {
+        Table::Inbox => PRUNE_INBOX,
+        Table::DeadLetters => PRUNE_DEAD_LETTERS,
+        Table::Audit => PRUNE_AUDIT,
+    };
+    tx.execute(statement, &[&keep.as_secs_f64(), &most]).await
+}
+
+/// Seconds since the oldest row that can ever be removed; 0 without one.
+pub(super) async fn oldest(tx: &Tx, table: Table) -> Result<f64, DbError> {
+    let statement = match table {
+        Table::Inbox => OLDEST_INBOX,
+        Table::DeadLetters => OLDEST_DEAD_LETTER,
+        Table::Audit => OLDEST_AUDIT,
+    };
+    let age: Option<f64> = tx.query_one(statement, &[]).await?.get(0);
+    Ok(age.unwrap_or(0.0))
+}

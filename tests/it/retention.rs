@@ -1,0 +1,87 @@
+//! What is old is removed, and only that.
+
+use std::time::Duration;
+
+use onceflow::db::Pool;
+use onceflow::retention::{Table, prune};
+use tokio_postgres::Client;
+
+use crate::harness::Database;
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// More than two batches.
+const OLD: i64 = 2_300;
+
+const INBOX: &str = "
+    INSERT INTO onceflow.inbox (tenant, consumer, source, event_id, event_type, fingerprint, claim_id, processed_at)
+    SELECT 'acme', 'org', 'hr', 'e' || n, 't', '', gen_random_uuid(),
+           clock_timestamp() - CASE WHEN n <= $1::bigint THEN interval '31 days' ELSE interval '29 days' END
+    FROM generate_series(1, $1::bigint + 10) AS n";
+const DEAD_LETTERS: &str = "
+    INSERT INTO onceflow.dead_letter (id, tenant, consumer, source, event_id, event_type, stage, reason, error_chain, payload, headers,
+        original_exchange, original_routing_key, attempts, first_failed_at, last_failed_at, consumer_version, state, closed_at)
+    SELECT gen_random_uuid(), 'acme', 'org', 'hr', 'e' || n, 't', 'handle', 'r', '{}', '', '{}', '', '', 1,
+           clock_timestamp() - interval '99 days', clock_timestamp() - interval '99 days', '1',
+           CASE n % 3 WHEN 0 THEN 'open' WHEN 1 THEN 'replayed' ELSE 'discarded' END,
+           CASE n % 3 WHEN 0 THEN NULL WHEN 1 THEN clock_timestamp() - interval '31 days' ELSE clock_timestamp() - interval '29 days' END
+    FROM generate_series(1, 300) AS n";
+const AUDIT: &str = "
+    INSERT INTO onceflow.audit (id, actor, action, subject, at)
+    SELECT gen_random_uuid(), 'li', 'dlq.replay', 'ids', clock_timestamp() - n * interval '20 days' FROM generate_series(0, 3) AS n";
+
+async fn start() -> (Database, Client, Pool) {
+    let database = Database::new().await;
+    let (client, pool) = (database.client().await, database.pool());
+    (database, client, pool)
+}
+
+async fn count(client: &Client, sql: &str) -> i64 {
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn old_inbox_rows_go_in_batches_and_younger_ones_stay() {
+    let (_database, client, pool) = start().await;
+    client.execute(INBOX, &[&OLD]).await.unwrap();
+    assert_eq!(prune(&pool, Table::Inbox, Some(DAY * 30)).await.unwrap(), OLD.unsigned_abs());
+    assert_eq!(count(&client, "SELECT count(*) FROM onceflow.inbox").await, 10);
+    assert_eq!(prune(&pool, Table::Inbox, Some(DAY * 30)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_is_kept_for_ever_is_kept() {
+    let (_database, client, pool) = start().await;
+    client.execute(INBOX, &[&5_i64]).await.unwrap();
+    assert_eq!(prune(&pool, Table::Inbox, None).await.unwrap(), 0);
+    assert_eq!(count(&client, "SELECT count(*) FROM onceflow.inbox").await, 15);
+}
+
+#[tokio::test]
+async fn open_dead_letters_never_go_however_old_they_are() {
+    let (_database, client, pool) = start().await;
+    client.execute(DEAD_LETTERS, &[]).await.unwrap();
+    assert_eq!(prune(&pool, Table::DeadLetters, Some(DAY * 30)).await.unwrap(), 100);
+    assert_eq!(count(&client, "SELECT count(*) FROM onceflow.dead_letter WHERE state = 'open'").await, 100);
+    assert_eq!(count(&client, "SELECT count(*) FROM onceflow.dead_letter WHERE state = 'discarded'").await, 100);
+}
+
+#[tokio::test]
+async fn audit_rows_go_by_their_age() {
+    let (_database, client, pool) = start().await;
+    client.execute(AUDIT, &[]).await.unwrap();
+    assert_eq!(prune(&pool, Table::Audit, Some(DAY * 30)).await.unwrap(), 2);
+    assert_eq!(count(&client, "SELECT count(*) FROM onceflow.audit").await, 2);
+}
+
+/// Nothing on the way of an event waits for retention, and retention waits for nobody.
+#[tokio::test]
+async fn a_locked_row_is_passed_over_and_goes_next_time() {
+    let (database, client, pool) = start().await;
+    client.execute(INBOX, &[&3_i64]).await.unwrap();
+    let mut other = database.client().await;
+    let held = other.transaction().await.unwrap();
+    held.execute("SELECT 1 FROM onceflow.inbox WHERE event_id = 'e2' FOR UPDATE", &[]).await.unwrap();
+    assert_eq!(prune(&pool, Table::Inbox, Some(DAY * 30)).await.unwrap(), 2);
+    held.rollback().await.unwrap();
+    assert_eq!(prune(&pool, Table::Inbox, Some(DAY * 30)).await.unwrap(), 1);
+}
