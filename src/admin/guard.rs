@@ -5,20 +5,23 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use secrecy::ExposeSecret;
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
-use super::api;
 use super::problem::Problem;
-use super::state::AdminState;
+use super::state::{AdminState, end_read};
+use super::wire::{ACTOR_HEADER, Role};
+use super::{api, tokens};
 use crate::telemetry;
 
 /// Longest time for one answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Longest wait for the answer whether anybody has a token.
+const ASK_WITHIN: Duration = Duration::from_millis(200);
 /// Most requests worked on at once: operators are few, and the rest of the process has its own work.
 pub(super) const MAX_CONCURRENT: usize = 32;
 
@@ -45,19 +48,20 @@ pub(super) async fn bounded(State(places): State<Arc<Semaphore>>, request: Reque
     response
 }
 
-/// Lets in who has the token, or, where none is set, who asks for this machine by its own name.
-pub(super) async fn authorised(State(state): State<Arc<AdminState>>, request: Request, next: Next) -> Response {
-    let headers = request.headers();
-    let refused = if state.token.is_some() {
-        let detail = "a bearer token is needed (--token-file, ONCEFLOW_ADMIN_TOKEN)";
-        (!has_token(&state, headers)).then(|| Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail))
-    } else {
-        let detail = "without a token only requests to localhost are answered";
-        (!names_this_machine(headers)).then(|| Problem::new(StatusCode::FORBIDDEN, "wrong_host", detail))
-    };
-    match refused {
-        None => next.run(request).await,
-        Some(problem) => {
+/// Lets in who may do what is asked for. Who has a token of their own acts under its name, whatever the request says.
+pub(super) async fn authorised(State(state): State<Arc<AdminState>>, mut request: Request, next: Next) -> Response {
+    let needed = needed(request.method(), request.uri().path());
+    match admitted(&state, request.headers(), needed).await {
+        Ok(caller) => {
+            if let Some(name) = caller {
+                let claimed = request.headers().get(ACTOR_HEADER).and_then(|v| v.to_str().ok());
+                let actor = claimed.map_or_else(|| name.clone(), |claimed| format!("{name} ({claimed})"));
+                let actor = HeaderValue::from_str(&actor).unwrap_or(HeaderValue::from_static("a token"));
+                request.headers_mut().insert(ACTOR_HEADER, actor);
+            }
+            next.run(request).await
+        }
+        Err(problem) => {
             let mut response = problem.into_response();
             if response.status() == StatusCode::UNAUTHORIZED {
                 response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -65,6 +69,60 @@ pub(super) async fn authorised(State(state): State<Arc<AdminState>>, request: Re
             response
         }
     }
+}
+
+/// The role that a request needs. Asking how replays ended is a question too long for a URL.
+fn needed(method: &Method, path: &str) -> Role {
+    match (method, path) {
+        (_, path) if path.starts_with("/tokens") => Role::Admin,
+        (&Method::GET | &Method::HEAD, _) | (_, "/dlq/settled") => Role::Viewer,
+        _ => Role::Operator,
+    }
+}
+
+/// The name of the caller's own token, `None` for the configured token and for whoever asks on this machine by its own name.
+async fn admitted(state: &AdminState, headers: &HeaderMap, needed: Role) -> Result<Option<String>, Problem> {
+    let Some(given) = bearer(headers) else { return without_token(state, headers, needed).await.map(|()| None) };
+    if has_token(state, headers) {
+        return Ok(None);
+    }
+    let tx = state.begin_read().await?;
+    let owner = tokens::owner(&tx, given).await;
+    let (name, role) = end_read(tx, owner).await?.ok_or_else(no_token)?;
+    if role < needed {
+        let detail = format!("this needs the role {}; the token {name:?} has {}", needed.as_str(), role.as_str());
+        return Err(Problem::new(StatusCode::FORBIDDEN, "not_permitted", detail));
+    }
+    Ok(Some(name))
+}
+
+/// Only on this machine, and only as long as nobody has made a token. While the database can't tell, one may look.
+async fn without_token(state: &AdminState, headers: &HeaderMap, needed: Role) -> Result<(), Problem> {
+    if state.token.is_some() {
+        return Err(no_token());
+    }
+    if !names_this_machine(headers) {
+        let detail = "without a token only requests to localhost are answered";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "wrong_host", detail));
+    }
+    match tokio::time::timeout(ASK_WITHIN, any_token(state)).await {
+        Ok(Ok(true)) => Err(no_token()),
+        Ok(Ok(false)) => Ok(()),
+        _ if needed == Role::Viewer => Ok(()),
+        Ok(Err(problem)) => Err(problem),
+        Err(_) => Err(Problem::unreachable("whether a token is needed could not be asked in time")),
+    }
+}
+
+async fn any_token(state: &AdminState) -> Result<bool, Problem> {
+    let tx = state.begin_read().await?;
+    let any = tokens::any(&tx).await;
+    end_read(tx, any).await
+}
+
+fn no_token() -> Problem {
+    let detail = "a valid bearer token is needed (--token-file, ONCEFLOW_ADMIN_TOKEN)";
+    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
 }
 
 /// Headers that every answer carries.
@@ -84,12 +142,15 @@ pub(super) fn may_know(state: &AdminState, headers: &HeaderMap) -> bool {
 
 /// Compares digests, so that neither content nor length shows in the time it takes.
 fn has_token(state: &AdminState, headers: &HeaderMap) -> bool {
-    let given =
-        headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
-    let (Some(expected), Some(given)) = (&state.token, given) else { return false };
+    let (Some(expected), Some(given)) = (&state.token, bearer(headers)) else { return false };
     let expected = digest(&SHA256, expected.expose_secret().as_bytes());
-    let given = digest(&SHA256, given.trim().as_bytes());
+    let given = digest(&SHA256, given.as_bytes());
     expected.as_ref().ct_eq(given.as_ref()).into()
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    value.strip_prefix("Bearer ").map(str::trim)
 }
 
 /// A web page of somebody else can make a browser ask us under its own name (DNS rebinding), but not as localhost.

@@ -12,6 +12,7 @@ mod problem;
 mod sampler;
 mod serve;
 mod state;
+mod tokens;
 pub mod wire;
 
 pub use listen::{ListenError, bind_admin, bind_metrics};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -29,6 +30,88 @@ pub struct ChangeRequest {
     /// At most this many, the oldest first.
     #[serde(default)]
     pub max: Option<usize>,
+}
+
+/// What a token allows; each role may also do what those before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Looks.
+    Viewer,
+    /// Replays, discards, pauses, resumes.
+    Operator,
+    /// Makes and revokes tokens.
+    Admin,
+}
+
+impl Role {
+    /// The stable name, as stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// From its name.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Viewer, Self::Operator, Self::Admin].into_iter().find(|role| role.as_str() == text)
+    }
+}
+
+/// A token of the API, without the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its id.
+    pub id: Uuid,
+    /// Whose it is.
+    pub name: String,
+    /// What it allows.
+    pub role: Role,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+    /// Who revoked it.
+    pub revoked_by: Option<String>,
+}
+
+/// `GET /api/v1/tokens`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Tokens {
+    /// The newest first.
+    pub items: Vec<Token>,
+}
+
+/// Body of `POST /api/v1/tokens`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// Whose it is.
+    pub name: String,
+    /// What it allows.
+    pub role: Role,
+}
+
+/// Body of `POST /api/v1/tokens/revoke`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenName {
+    /// Whose it is.
+    pub name: String,
+}
+
+/// Answer that tells a new token, once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewToken {
+    /// What is stored of it.
+    #[serde(flatten)]
+    pub token: Token,
+    /// The token itself.
+    pub secret: String,
 }
 
 /// Body of requests that name dead letters or parked rows.

@@ -14,6 +14,7 @@ mod outbox;
 mod output;
 mod run;
 mod status;
+mod token;
 mod topics;
 mod topology;
 mod version;
@@ -67,6 +68,9 @@ enum Command {
     /// How many queues a consumer has: compare with the configuration, move while it runs.
     #[command(subcommand)]
     Topology(topology::Command),
+    /// Tokens of the API: viewers, operators, admins.
+    #[command(subcommand)]
+    Token(token::Command),
     /// Completions for a shell.
     #[command(after_help = completion::EXAMPLES)]
     Completion(completion::Args),
@@ -106,6 +110,7 @@ async fn carry_out(context: &Context, command: Command) -> Ending {
         Command::Consumers(command) => consumers::run(context, command).await,
         Command::Outbox(command) => outbox::run(context, command).await,
         Command::Topology(command) => topology::run(context, &command).await,
+        Command::Token(command) => token::run(context, command).await,
         Command::Completion(args) => completion::run(context, &args),
         Command::Version => version::run(context),
         Command::ExitCodes => context.out.text(&topics::exit_codes()).map(|()| Exit::Ok),

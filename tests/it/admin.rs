@@ -17,17 +17,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::harness::Database;
 
-struct Door {
+pub(crate) struct Door {
     health: Arc<Health>,
     wakeup: Arc<Notify>,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     token: Option<&'static str>,
     _stop: DropGuard,
 }
 
 impl Door {
     /// A server that waits long for a connection, as a busy machine may need; the bound has a test of its own.
-    async fn open(pool: Pool, token: Option<&'static str>) -> Self {
+    pub(crate) async fn open(pool: Pool, token: Option<&'static str>) -> Self {
         Self::open_within(pool, token, Duration::from_secs(30)).await
     }
 
@@ -68,22 +68,22 @@ impl Door {
         answer(request.send().await.unwrap()).await
     }
 
-    async fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
         self.ask(Method::GET, path, None).await
     }
 
-    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         self.ask(Method::POST, path, Some(body)).await
     }
 }
 
-async fn answer(response: Response) -> (u16, Value) {
+pub(crate) async fn answer(response: Response) -> (u16, Value) {
     let status = response.status().as_u16();
     (status, response.json().await.unwrap_or(Value::Null))
 }
 
 /// A pool whose server is not there.
-fn nowhere() -> Pool {
+pub(crate) fn nowhere() -> Pool {
     pool_at("127.0.0.1:9")
 }
 
@@ -135,7 +135,8 @@ async fn ready_tells_the_truth_and_what_is_missing() {
 
 #[tokio::test]
 async fn without_the_token_health_says_only_ok_or_not_and_the_api_nothing() {
-    let door = Door::open(nowhere(), Some("correct horse battery")).await;
+    let database = Database::new().await;
+    let door = Door::open(database.pool(), Some("correct horse battery")).await;
     door.health.set("broker", Check::Waiting("secret.host refused".to_owned()));
     let url = |path: &str| format!("http://{}{path}", door.address);
     let (status, body) = answer(reqwest::get(url("/readyz")).await.unwrap()).await;

@@ -25,4 +25,5 @@ mod retention;
 mod servers;
 mod sms;
 mod tidy;
+mod tokens;
 mod transactions;

@@ -23,6 +23,8 @@ use world::World;
 
 /// Longest wait for everything to come to rest.
 const REST_WITHIN: Duration = Duration::from_secs(120);
+/// Sums that don't add up, and don't change any more for so long, never will.
+const LOST_AFTER: Duration = Duration::from_secs(20);
 /// How often the table is drawn.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Messages published between two looks.
@@ -46,7 +48,7 @@ pub(super) async fn play(demo: Demo<'_>) -> anyhow::Result<bool> {
     let mut screen = Screen::new();
     let names = &demo.config.runtime.names;
     demo.bind_sibling(names).await?;
-    let before = demo.at_rest(&mut |_| {}).await.context("before the demo")?;
+    let before = demo.at_rest(&mut |_| true).await.context("before the demo")?;
     let run = Uuid::now_v7().simple().to_string();
     // The end of the id is random; the beginning is the time.
     let world = World::new(&names.ingress(), &run[26..]);
@@ -113,19 +115,31 @@ impl Demo<'_> {
 
     /// Waits until everything that was published has come to an end.
     async fn settle(&self, published: usize, before: &Look, screen: &mut Screen) -> anyhow::Result<Look> {
-        self.at_rest(&mut |look| screen.live(published, look, &Books::between(before, look, published))).await
+        let adds_up = &mut |look: &Look| {
+            let books = Books::between(before, look, published);
+            screen.live(published, look, &books);
+            books.add_up()
+        };
+        self.at_rest(adds_up).await
     }
 
-    /// At rest: no message in our queues, nothing in the outbox, and two looks in a row the same.
-    async fn at_rest(&self, seen: &mut (dyn FnMut(&Look) + Send)) -> anyhow::Result<Look> {
+    /// At rest: no message in our queues, nothing in the outbox, and two looks in a row the same, with sums that add up. Without
+    /// them it may only be slow: what a consumer has taken and not yet ended is nowhere to be seen. So they are waited for.
+    async fn at_rest(&self, adds_up: &mut (dyn FnMut(&Look) -> bool + Send)) -> anyhow::Result<Look> {
         let deadline = Instant::now() + REST_WITHIN;
         let mut last = self.look().await?;
+        let mut changed = Instant::now();
         while Instant::now() < deadline {
             tokio::time::sleep(LOOK_EVERY).await;
             let look = self.look().await?;
-            seen(&look);
-            let empty = look.waiting == 0 && look.retrying == 0 && look.counts.pending == 0;
-            if empty && look.counts == last.counts && look.sibling == last.sibling {
+            let adds_up = adds_up(&look);
+            let counts = &look.counts;
+            let empty = look.waiting == 0 && look.retrying == 0 && counts.pending == 0 && counts.replaying == 0;
+            let same = *counts == last.counts && look.sibling == last.sibling;
+            if !same {
+                changed = Instant::now();
+            }
+            if empty && same && (adds_up || changed.elapsed() >= LOST_AFTER) {
                 return Ok(look);
             }
             last = look;

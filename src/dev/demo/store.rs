@@ -9,6 +9,7 @@ const COUNTS: &str = "
            coalesce(sum(duplicates), 0)::bigint,
            coalesce(sum(downstream), 0)::bigint,
            (SELECT coalesce(sum(occurrences), 0)::bigint FROM onceflow.dead_letter WHERE state IN ('open', 'replaying')),
+           (SELECT count(*) FROM onceflow.dead_letter WHERE state = 'replaying'),
            (SELECT count(*) FROM onceflow.outbox),
            (SELECT coalesce(sum(confirmed), 0)::bigint FROM onceflow.outbox_partition)
     FROM onceflow.inbox";
@@ -22,6 +23,8 @@ pub(super) struct Counts {
     pub(super) duplicates: i64,
     pub(super) downstream: i64,
     pub(super) dead: i64,
+    /// Those of them that are on their way back.
+    pub(super) replaying: i64,
     pub(super) pending: i64,
     pub(super) confirmed: i64,
 }
@@ -37,7 +40,8 @@ pub(super) async fn counts(pool: &Pool) -> Result<Counts, DbError> {
         duplicates: row.get(3),
         downstream: row.get(4),
         dead: row.get(5),
-        pending: row.get(6),
-        confirmed: row.get(7),
+        replaying: row.get(6),
+        pending: row.get(7),
+        confirmed: row.get(8),
     })
 }
