@@ -1,10 +1,24 @@
 //! Who may use the API, and for what.
 
+use std::process::Output;
+
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 
 use crate::admin::{Door, answer, nowhere};
 use crate::harness::Database;
+
+/// The command line with a token in a file, as an operator has it.
+async fn command(door: &Door, token: Option<&str>, args: &[&str]) -> Output {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_onceflow"));
+    command.args(args).args(["--server", &format!("http://{}", door.address)]).env_clear();
+    if let Some(token) = token {
+        std::fs::write(file.path(), token).unwrap();
+        command.arg("--token-file").arg(file.path());
+    }
+    command.current_dir(std::env::temp_dir()).stdin(std::process::Stdio::null()).output().await.unwrap()
+}
 
 /// Asks with a token of the test's choice.
 async fn ask(door: &Door, token: Option<&str>, method: Method, path: &str, body: Value) -> (u16, Value) {
@@ -119,4 +133,29 @@ async fn while_the_database_is_away_one_may_look_without_a_token_and_change_noth
     let body = json!({ "reason": "the bank is down" });
     let (status, answer) = ask(&door, None, Method::POST, "/consumers/payment/pause", body).await;
     assert_eq!((status, &answer["code"]), (503, &json!("database_unreachable")));
+}
+
+#[tokio::test]
+async fn a_token_goes_to_a_file_and_a_viewer_who_tries_more_is_told_so_with_exit_8() {
+    let database = Database::new().await;
+    let door = Door::open(database.pool(), None).await;
+    let admin = command(&door, None, &["token", "create", "chen", "--role", "admin"]).await;
+    let admin = String::from_utf8(admin.stdout).unwrap();
+    assert!(
+        admin.starts_with("onceflow_") && admin.trim().len() == admin.len() - 1,
+        "nothing but the token: {admin:?}"
+    );
+    let viewer = command(&door, Some(&admin), &["token", "create", "zhao", "--role", "viewer"]).await.stdout;
+    let viewer = String::from_utf8(viewer).unwrap();
+    assert_eq!(command(&door, Some(&viewer), &["dlq", "groups"]).await.status.code(), Some(0));
+    let pause = ["consumers", "pause", "payment", "--reason", "curious"];
+    for (token, words) in [(Some(viewer.as_str()), "needs the role operator"), (None, "--token-file")] {
+        let refused = command(&door, token, &pause).await;
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(8), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+    let listed = command(&door, Some(&admin), &["token", "list", "-o", "json"]).await;
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(listed["items"].as_array().unwrap().len(), 2, "{listed}");
 }
