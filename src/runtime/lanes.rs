@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::attempt::Attempter;
+use super::attempts::Attempts;
 use super::backlog::Backlog;
 use super::copies::Copies;
 use super::delivery::Shared;
@@ -58,6 +59,7 @@ fn lane(consumer: &Arc<dyn AnyConsumer>, shared: &Shared, (backlog, copies): (&B
             settings: shared.settings.clone(),
             pool: shared.pool.clone(),
             retries: shared.retries.clone(),
+            attempts: Attempts::of(shared.share.instance()),
             abort: shared.abort.clone(),
         },
         health: shared.health.clone(),

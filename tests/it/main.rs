@@ -22,4 +22,5 @@ mod replay;
 mod servers;
 mod sms;
 mod tidy;
+mod trace;
 mod transactions;

@@ -4,6 +4,7 @@ mod consumers;
 mod dead_letters;
 mod outbox;
 mod status;
+mod trace;
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use super::wire::ACTOR_HEADER;
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`routes`], below `/api/v1`, as they are counted.
-pub(super) const ROUTES: [&str; 14] = [
+pub(super) const ROUTES: [&str; 15] = [
     "/status",
     "/dlq",
     "/dlq/groups",
@@ -33,6 +34,7 @@ pub(super) const ROUTES: [&str; 14] = [
     "/outbox",
     "/outbox/retry",
     "/outbox/discard",
+    "/events/trace",
     "other",
 ];
 
@@ -51,6 +53,7 @@ pub(super) fn routes() -> Router<Arc<AdminState>> {
         .route("/outbox", get(outbox::status))
         .route("/outbox/retry", post(outbox::retry))
         .route("/outbox/discard", post(outbox::discard))
+        .route("/events/trace", get(trace::trace))
         .fallback(not_found)
 }
 
