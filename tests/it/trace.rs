@@ -329,6 +329,24 @@ async fn the_command_tells_a_life_in_lines_and_exit_3_when_nothing_is_known() {
     assert_eq!(onceflow(&["--key", "\u{1}"]).await.status.code(), Some(2));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_that_can_not_be_answered_is_refused_with_what_is_missing() {
+    let (stack, _) = stack().await;
+    let admin = stack.app.as_ref().unwrap().admin;
+    for (question, code) in [
+        ("", "invalid_question"),
+        ("id=e&key=k", "invalid_question"),
+        ("id=", "invalid_question"),
+        ("id=%00", "invalid_question"),
+        ("id=e&tennant=t", "invalid_query"),
+    ] {
+        let answer = reqwest::get(format!("http://{admin}/api/v1/events/trace?{question}")).await.unwrap();
+        let status = answer.status();
+        let problem: Value = answer.json().await.unwrap();
+        assert_eq!((status.as_u16(), &problem["code"]), (400, &json!(code)), "{question}: {problem}");
+    }
+}
+
 /// A desk with an inbox of many tenants and sources.
 struct Desk {
     _database: Database,
