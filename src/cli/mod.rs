@@ -53,7 +53,7 @@ enum Command {
     /// What runs, what waits and for what.
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
-    /// Event types, samples, and publishing one: the producers' tool.
+    /// Event types, samples, publishing one, and what became of it: the producers' tool.
     #[command(subcommand)]
     Events(events::Command),
     /// Dead letters: look, replay, discard.

@@ -11,6 +11,7 @@ pub(super) fn read(reader: &mut Reader) -> Policy {
     Policy {
         inbox: kept(reader, "retention.inbox", 90),
         dead_letters: kept(reader, "retention.dead_letters", 180),
+        attempts: kept(reader, "retention.attempts", 90),
         audit: kept(reader, "retention.audit", 400),
     }
 }

@@ -10,6 +10,7 @@ pub mod control;
 mod filter;
 mod letter;
 mod store;
+pub mod trace;
 
 pub use change::{Change, ChangeError, Done, Ineligible, MAX_CHANGES, Why, discard, replay, settled};
 pub use filter::{Cursor, CursorError, Filter, MAX_PAGE, Selection, State};

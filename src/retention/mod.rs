@@ -1,4 +1,4 @@
-//! What is old goes: inbox rows, closed dead letters, audit rows.
+//! What is old goes: inbox rows, closed dead letters, failed attempts, audit rows.
 //!
 //! In small batches, each a transaction of its own that passes over locked rows, so that nothing on the way of an event waits for
 //! it, and any number of replicas may do it side by side.
@@ -30,6 +30,8 @@ pub struct Policy {
     pub inbox: Option<Duration>,
     /// Since the dead letter was replayed with success or discarded.
     pub dead_letters: Option<Duration>,
+    /// Since the attempt failed; those of an event that still has a dead letter stay with it.
+    pub attempts: Option<Duration>,
     /// Since the operation.
     pub audit: Option<Duration>,
 }
@@ -41,19 +43,22 @@ pub enum Table {
     Inbox,
     /// Closed rows of `onceflow.dead_letter`.
     DeadLetters,
+    /// `onceflow.attempt`
+    Attempts,
     /// `onceflow.audit`
     Audit,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Inbox, Self::DeadLetters, Self::Audit];
+    pub const ALL: [Self; 4] = [Self::Inbox, Self::DeadLetters, Self::Attempts, Self::Audit];
 
     /// As metrics name it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Inbox => "inbox",
             Self::DeadLetters => "dead_letters",
+            Self::Attempts => "attempts",
             Self::Audit => "audit",
         }
     }
@@ -64,6 +69,7 @@ impl Policy {
         match table {
             Table::Inbox => self.inbox,
             Table::DeadLetters => self.dead_letters,
+            Table::Attempts => self.attempts,
             Table::Audit => self.audit,
         }
     }

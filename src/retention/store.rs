@@ -23,6 +23,17 @@ const PRUNE_DEAD_LETTERS: &str = "
     )
     DELETE FROM onceflow.dead_letter d USING old o WHERE d.tenant = o.tenant AND d.id = o.id";
 
+const PRUNE_ATTEMPTS: &str = "
+    WITH old AS MATERIALIZED (
+        SELECT a.tenant, a.consumer, a.source, a.event_id, a.id FROM onceflow.attempt a
+        WHERE a.at < clock_timestamp() - $1 * interval '1 second'
+          AND NOT EXISTS (SELECT FROM onceflow.dead_letter d
+                          WHERE d.event_id = a.event_id AND d.tenant = a.tenant AND d.consumer = a.consumer AND d.source = a.source)
+        ORDER BY a.at LIMIT $2 FOR UPDATE OF a SKIP LOCKED
+    )
+    DELETE FROM onceflow.attempt a USING old o
+    WHERE a.tenant = o.tenant AND a.consumer = o.consumer AND a.source = o.source AND a.event_id = o.event_id AND a.id = o.id";
+
 const PRUNE_AUDIT: &str = "
     WITH old AS MATERIALIZED (
         SELECT id FROM onceflow.audit
@@ -36,6 +47,7 @@ const OLDEST_INBOX: &str =
 const OLDEST_DEAD_LETTER: &str = "
     SELECT extract(epoch FROM clock_timestamp() - min(closed_at))::float8 FROM onceflow.dead_letter
     WHERE closed_at IS NOT NULL";
+const OLDEST_ATTEMPT: &str = "SELECT extract(epoch FROM clock_timestamp() - min(at))::float8 FROM onceflow.attempt";
 const OLDEST_AUDIT: &str = "SELECT extract(epoch FROM clock_timestamp() - min(at))::float8 FROM onceflow.audit";
 
 /// Removes at most `most` rows that are older than `keep`, the oldest first; rows that somebody has locked are passed over.
@@ -43,6 +55,7 @@ pub(super) async fn prune(tx: &Tx, table: Table, keep: Duration, most: i64) -> R
     let statement = match table {
         Table::Inbox => PRUNE_INBOX,
         Table::DeadLetters => PRUNE_DEAD_LETTERS,
+        Table::Attempts => PRUNE_ATTEMPTS,
         Table::Audit => PRUNE_AUDIT,
     };
     tx.execute(statement, &[&keep.as_secs_f64(), &most]).await
@@ -53,6 +66,7 @@ pub(super) async fn oldest(tx: &Tx, table: Table) -> Result<f64, DbError> {
     let statement = match table {
         Table::Inbox => OLDEST_INBOX,
         Table::DeadLetters => OLDEST_DEAD_LETTER,
+        Table::Attempts => OLDEST_ATTEMPT,
         Table::Audit => OLDEST_AUDIT,
     };
     let age: Option<f64> = tx.query_one(statement, &[]).await?.get(0);

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tracing::{info, warn};
 
+use super::attempts::Attempts;
 use super::dead_letter::{DeadLetter, Identity};
 use super::delivery::Shared;
 use super::headers::History;
@@ -28,6 +29,7 @@ pub async fn run_drain(consumer: &'static str, shared: Shared) {
         retries: shared.retries.clone(),
         // The broker has given up on these: nothing holds them back.
         switch: KillSwitch::new(consumer, 0),
+        attempts: Attempts::of(shared.share.instance()),
         abort: shared.abort.clone(),
     };
     let intake = Intake::new(PREFETCH, shared.settings.prefetch_bytes, Resize::Allowed);
@@ -90,7 +92,7 @@ async fn bury(shared: &Shared, settler: &Settler, delivery: &Delivery) {
         last_failed_at: now,
         replay_id: history.replay_id,
     };
-    if !settler.bury_at_last(&dead).await {
+    if !settler.bury_at_last(&dead, None).await {
         return;
     }
     telemetry::dead_letter(consumer, if rejection.code == "expired" { "expired" } else { "delivery_limit" });

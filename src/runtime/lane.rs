@@ -4,7 +4,7 @@
 //! spends no attempt (I-7).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::Rng as _;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,12 @@ use crate::telemetry;
 const CONTENTION_TRIES: u32 = 5;
 /// Longest pause between two of them.
 const CONTENTION_PAUSE: Duration = Duration::from_millis(50);
+
+/// An attempt that failed for a reason of its own.
+struct Failed {
+    why: Failure,
+    took: Duration,
+}
 
 pub(super) struct Lane {
     pub(super) attempter: Attempter,
@@ -67,21 +73,21 @@ impl Lane {
         // In order: what comes next is at the end.
         let mut groups = vec![good];
         while let Some(group) = groups.pop() {
-            if let Err((mut jobs, failure)) = self.together(group).await {
+            if let Err((mut jobs, failed)) = self.together(group).await {
                 if jobs.len() > 1 {
-                    groups.extend(apart(jobs, &failure).into_iter().rev());
+                    groups.extend(apart(jobs, &failed.why).into_iter().rev());
                 } else if let Some(alone) = jobs.pop() {
-                    self.settler.failed(alone, failure).await;
+                    self.settler.failed(alone, failed.why, failed.took).await;
                 }
             }
         }
     }
 
     /// Applies the jobs in one transaction, or gives them back with the reason why not.
-    async fn together(&self, jobs: Vec<Job>) -> Result<(), (Vec<Job>, Failure)> {
+    async fn together(&self, jobs: Vec<Job>) -> Result<(), (Vec<Job>, Failed)> {
         let entries: Vec<Entry> = jobs.iter().filter_map(entry).collect();
         match self.attempt_at_last(&entries).await {
-            Err(failure) => Err((jobs, failure)),
+            Err(failed) => Err((jobs, failed)),
             Ok(settled) => {
                 self.settler.settled(&jobs, &settled).await;
                 Ok(())
@@ -90,12 +96,13 @@ impl Lane {
     }
 
     /// Attempts until it is committed or fails for a reason of its own; outages and contention are waited out.
-    async fn attempt_at_last(&self, entries: &[Entry]) -> Result<Vec<super::attempt::Settled>, Failure> {
+    async fn attempt_at_last(&self, entries: &[Entry]) -> Result<Vec<super::attempt::Settled>, Failed> {
         let claim_id = Uuid::now_v7();
         let mut pacing = Pacing::reconnect();
         let mut contended = 0;
         let mut away = false;
         loop {
+            let begun = Instant::now();
             match self.attempter.attempt(claim_id, entries).await {
                 Attempt::Done(settled) => {
                     if away {
@@ -116,7 +123,7 @@ impl Lane {
                     let pause = CONTENTION_PAUSE.mul_f64(rand::rng().random_range(0.0..1.0));
                     tokio::time::sleep(pause).await;
                 }
-                Attempt::Failed(failure) => return Err(failure),
+                Attempt::Failed(why) => return Err(Failed { why, took: begun.elapsed() }),
             }
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::attempt::Attempter;
+use super::attempts::Attempts;
 use super::backlog::Backlog;
 use super::copies::Copies;
 use super::delivery::Shared;
@@ -70,6 +71,7 @@ fn lane(
             pool: shared.pool.clone(),
             retries: shared.retries.clone(),
             switch: switch.clone(),
+            attempts: Attempts::of(shared.share.instance()),
             abort: shared.abort.clone(),
         },
         health: shared.health.clone(),

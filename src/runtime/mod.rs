@@ -1,10 +1,11 @@
 //! How an event is handled: contract, lanes, delivery, settling, retries, inbox, dead letters. Knows no domain.
 //!
 //! The way of one event: a `reader` of one of the consumer's queues takes it from the broker and hands it to a `lane`; the lane makes
-//! `attempt`s at a batch of events; `settle` ends each of them. Which queues are read here is decided in `delivery`, from the
+//! `attempt`s at a batch of events; `settle` ends each of them, and the failed ones leave a row in `attempts`. Which queues are read here is decided in `delivery`, from the
 //! `layout` and this replica's `share` of it. What comes back from the broker's own dead letters goes through `drain`.
 
 mod attempt;
+mod attempts;
 mod backlog;
 mod contract;
 mod copies;

@@ -5,14 +5,18 @@
 //! | applied, duplicate, skipped | the transaction is committed |
 //! | retry | the copy in the retry queue is confirmed |
 //! | dead | the dead letter is committed |
+//!
+//! What failed also leaves a row in the history of its event (`attempts`).
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::attempt::{Failure, Settled};
+use super::attempts::{Attempts, FailedAttempt, Timing};
 use super::contract::Skip;
 use super::dead_letter::{DeadLetter, Identity, bury};
 use super::headers::mark_failed;
@@ -38,6 +42,7 @@ pub(super) struct Settler {
     pub(super) pool: Pool,
     pub(super) retries: Arc<Publisher>,
     pub(super) switch: KillSwitch,
+    pub(super) attempts: Attempts,
     /// Work that can't end otherwise is given up, unacknowledged, when this fires.
     pub(super) abort: CancellationToken,
 }
@@ -74,31 +79,33 @@ impl Settler {
     /// The event was refused before anything was attempted.
     pub(super) async fn refused(&self, job: Job, rejection: &Rejection) {
         if !self.switch.holds_back(&job, failed_by(rejection)) {
-            self.dead(job, rejection).await;
+            self.dead(job, rejection, None).await;
         }
     }
 
-    /// An attempt at this one event was rolled back.
-    pub(super) async fn failed(&self, job: Job, failure: Failure) {
+    /// An attempt at this one event was rolled back, after so long.
+    pub(super) async fn failed(&self, job: Job, failure: Failure, took: Duration) {
         if failed_as(&failure).is_some_and(|failed| self.switch.holds_back(&job, failed)) {
             return;
         }
         match failure {
-            Failure::Rejected(rejection) => self.dead(job, &rejection).await,
+            Failure::Rejected(rejection) => self.dead(job, &rejection, Some(took)).await,
             Failure::Passing { class, code, message } => {
                 match self.settings.retry.rung(class, job.history.attempts.saturating_add(1)) {
-                    Some(rung) => self.retry(job, rung, code, &message).await,
-                    None => self.dead(job, &exhausted(class, code, &message)).await,
+                    Some(rung) => self.retry(job, (rung, took), code, &message).await,
+                    None => self.dead(job, &exhausted(class, code, &message), Some(took)).await,
                 }
             }
         }
     }
 
     /// Puts a copy into the retry queue of `rung`, then acknowledges the original.
-    async fn retry(&self, job: Job, rung: Duration, code: &'static str, error: &str) {
+    async fn retry(&self, job: Job, (rung, took): (Duration, Duration), code: &'static str, error: &str) {
+        let now = clock::now();
+        self.note(&job, now, (code, error), Timing { took: Some(took), retry_in: Some(rung) }).await;
         let mut message = job.delivery.message.clone();
         message.headers = sanitize_headers(&message.headers);
-        mark_failed(&mut message, &job.history, error, clock::now());
+        mark_failed(&mut message, &job.history, error, now);
         message.expiration = Some(jittered(rung).as_millis().to_string());
         let route = Route { exchange: String::new(), routing_key: self.settings.names.retry(self.consumer, rung) };
         if !self.publish_at_last(&job, Outgoing { route, message }).await {
@@ -121,6 +128,15 @@ impl Settler {
         );
     }
 
+    /// Writes an attempt into the event's history, unless the database keeps us waiting.
+    async fn note(&self, job: &Job, now: Timestamp, why: (&str, &str), timing: Timing) {
+        let Some(envelope) = job.envelope() else { return };
+        let identity = Identity::of_event(envelope);
+        let number = job.history.attempts.saturating_add(1);
+        let failed = FailedAttempt::passing((self.consumer, &identity), (number, now), why, timing);
+        self.attempts.note(&self.pool, &failed.of_replay(job.history.replay_id)).await;
+    }
+
     /// Returns false when the delivery went stale or the process ends: the broker still has the original.
     async fn publish_at_last(&self, job: &Job, outgoing: Outgoing) -> bool {
         let mut pacing = Pacing::reconnect();
@@ -140,8 +156,8 @@ impl Settler {
         false
     }
 
-    /// Stores a dead letter, then acknowledges the original.
-    async fn dead(&self, job: Job, rejection: &Rejection) {
+    /// Stores a dead letter, then acknowledges the original. `took` is how long the attempt was, where there was one.
+    async fn dead(&self, job: Job, rejection: &Rejection, took: Option<Duration>) {
         let now = clock::now();
         let message = &job.delivery.message;
         let identity = job.envelope().map_or_else(|| Identity::of_unreadable(message), |e| Identity::of_event(e));
@@ -159,7 +175,7 @@ impl Settler {
             last_failed_at: now,
             replay_id: job.history.replay_id,
         };
-        if !self.bury_at_last(&dead).await {
+        if !self.bury_at_last(&dead, took).await {
             return;
         }
         failpoint::hit("after_dead_letter");
@@ -171,10 +187,11 @@ impl Settler {
     }
 
     /// Commits a dead letter, however long the database is away. Returns false when the process ends first.
-    pub(super) async fn bury_at_last(&self, dead: &DeadLetter<'_>) -> bool {
+    pub(super) async fn bury_at_last(&self, dead: &DeadLetter<'_>, took: Option<Duration>) -> bool {
+        let last = FailedAttempt::last(dead, took);
         let mut pacing = Pacing::reconnect();
         while !self.abort.is_cancelled() {
-            match self.bury(dead).await {
+            match self.bury(dead, &last).await {
                 Ok(()) => return true,
                 Err(error) => {
                     if !matches!(error.class(), Class::Outage | Class::Contention) {
@@ -187,9 +204,10 @@ impl Settler {
         false
     }
 
-    async fn bury(&self, dead: &DeadLetter<'_>) -> Result<(), DbError> {
+    async fn bury(&self, dead: &DeadLetter<'_>, last: &FailedAttempt<'_>) -> Result<(), DbError> {
         let tx = self.pool.begin().await?;
         bury(&tx, dead).await?;
+        self.attempts.record(&tx, last).await?;
         // Stored twice, it would only be counted twice: the row is one per live event.
         tx.commit_repeatable().await
     }

@@ -26,4 +26,5 @@ mod servers;
 mod sms;
 mod tidy;
 mod tokens;
+mod trace;
 mod transactions;

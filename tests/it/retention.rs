@@ -25,6 +25,12 @@ const DEAD_LETTERS: &str = "
            CASE n % 3 WHEN 0 THEN 'open' WHEN 1 THEN 'replayed' ELSE 'discarded' END,
            CASE n % 3 WHEN 0 THEN NULL WHEN 1 THEN clock_timestamp() - interval '31 days' ELSE clock_timestamp() - interval '29 days' END
     FROM generate_series(1, 300) AS n";
+const ATTEMPTS: &str = "
+    INSERT INTO onceflow.attempt (tenant, consumer, source, event_id, id, event_type, attempt, at, instance, consumer_version, stage, code,
+        error_chain)
+    SELECT 'acme', 'org', 'hr', 'e' || n, gen_random_uuid(), 't', 1, clock_timestamp() - n * interval '20 days', 'host:1', '1', 'handle',
+           'r', '{}'
+    FROM generate_series(0, 9) AS n";
 const AUDIT: &str = "
     INSERT INTO onceflow.audit (id, actor, action, subject, at)
     SELECT gen_random_uuid(), 'li', 'dlq.replay', 'ids', clock_timestamp() - n * interval '20 days' FROM generate_series(0, 3) AS n";
@@ -63,6 +69,17 @@ async fn open_dead_letters_never_go_however_old_they_are() {
     assert_eq!(prune(&pool, Table::DeadLetters, Some(DAY * 30)).await.unwrap(), 100);
     assert_eq!(count(&client, "SELECT count(*) FROM onceflow.dead_letter WHERE state = 'open'").await, 100);
     assert_eq!(count(&client, "SELECT count(*) FROM onceflow.dead_letter WHERE state = 'discarded'").await, 100);
+}
+
+#[tokio::test]
+async fn attempts_go_by_their_age_unless_their_event_still_has_a_dead_letter() {
+    let (_database, client, pool) = start().await;
+    client.execute(ATTEMPTS, &[]).await.unwrap();
+    client.execute(DEAD_LETTERS, &[]).await.unwrap();
+    client.execute("DELETE FROM onceflow.dead_letter WHERE event_id NOT IN ('e2', 'e3')", &[]).await.unwrap();
+    assert_eq!(prune(&pool, Table::Attempts, Some(DAY * 30)).await.unwrap(), 6);
+    let left = "SELECT string_agg(event_id, ' ' ORDER BY event_id) FROM onceflow.attempt";
+    assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, &str>(0), "e0 e1 e2 e3");
 }
 
 #[tokio::test]

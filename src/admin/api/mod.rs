@@ -5,6 +5,7 @@ mod dead_letters;
 mod outbox;
 mod status;
 mod tokens;
+mod trace;
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use super::wire::ACTOR_HEADER;
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`routes`], below `/api/v1`, as they are counted.
-pub(super) const ROUTES: [&str; 16] = [
+pub(super) const ROUTES: [&str; 17] = [
     "/status",
     "/dlq",
     "/dlq/groups",
@@ -36,6 +37,7 @@ pub(super) const ROUTES: [&str; 16] = [
     "/outbox/discard",
     "/tokens",
     "/tokens/revoke",
+    "/events/trace",
     "other",
 ];
 
@@ -56,6 +58,7 @@ pub(super) fn routes() -> Router<Arc<AdminState>> {
         .route("/outbox/discard", post(outbox::discard))
         .route("/tokens", get(tokens::list).post(tokens::create))
         .route("/tokens/revoke", post(tokens::revoke))
+        .route("/events/trace", get(trace::trace))
         .fallback(not_found)
 }
 

@@ -4,6 +4,7 @@ mod find;
 mod message;
 mod publish;
 mod sample;
+mod trace;
 mod types;
 
 use clap::Subcommand;
@@ -22,6 +23,9 @@ pub(super) enum Command {
     /// Publish an event to the ingress exchange, confirmed and routed or an error.
     #[command(after_help = publish::EXAMPLES)]
     Publish(publish::Args),
+    /// What became of an event: attempts, end, dead letter, replays, downstream.
+    #[command(after_help = trace::EXAMPLES)]
+    Trace(trace::Args),
 }
 
 pub(super) async fn run(context: &Context, command: Command) -> Ending {
@@ -29,5 +33,6 @@ pub(super) async fn run(context: &Context, command: Command) -> Ending {
         Command::Types(args) => types::run(context, &args),
         Command::Sample(args) => sample::run(context, &args),
         Command::Publish(args) => publish::run(context, &args).await,
+        Command::Trace(args) => trace::run(context, &args).await,
     }
 }

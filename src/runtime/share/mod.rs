@@ -21,12 +21,14 @@
 mod store;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::attempts;
 use super::layout::{self, Layout};
 use crate::db::{DbError, Pool};
 
@@ -39,6 +41,8 @@ const ANNOUNCE_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Share {
     id: Uuid,
+    /// This process by a name for people.
+    instance: Arc<str>,
     known: watch::Sender<Known>,
 }
 
@@ -57,7 +61,7 @@ struct Rank {
 
 impl Default for Share {
     fn default() -> Self {
-        Self { id: Uuid::now_v7(), known: watch::Sender::default() }
+        Self { id: Uuid::now_v7(), instance: attempts::instance(), known: watch::Sender::default() }
     }
 }
 
@@ -80,6 +84,11 @@ impl Share {
         if announced && let Err(error) = self.leave(pool).await {
             tracing::info!(%error, "this replica could not take its leave; the others notice in {} s", TTL.as_secs());
         }
+    }
+
+    /// The name of this process, for people.
+    pub(super) fn instance(&self) -> Arc<str> {
+        self.instance.clone()
     }
 
     /// What was just read of a consumer's layout.
