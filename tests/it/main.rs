@@ -11,6 +11,7 @@ mod documents;
 mod fairness;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod groups;
 mod kills;
 mod memory;
 mod org;
