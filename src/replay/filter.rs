@@ -121,6 +121,10 @@ impl State {
 /// What a change applies to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one of them at a time: a box would only stand in everybody's way"
+)]
 pub enum Selection {
     /// These, and nothing else.
     Ids(Vec<Uuid>),
