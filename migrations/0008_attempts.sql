@@ -35,6 +35,5 @@ create index attempt_by_key on onceflow.attempt (partition_key);
 
 -- Written when an event dies or an operator acts, never by an event that works.
 create index dead_letter_by_event on onceflow.dead_letter (event_id);
-create index dead_letter_by_key on onceflow.dead_letter (partition_key);
 -- Which changes by hand named a dead letter or an outbox row.
 create index audit_ids on onceflow.audit using gin ((detail -> 'ids'));

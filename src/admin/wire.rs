@@ -122,6 +122,18 @@ pub struct Ids {
     pub ids: Vec<Uuid>,
 }
 
+/// Body of `POST /api/v1/dlq/groups/{id}/note`. Absent: stays as it is; empty: is taken away.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoteRequest {
+    /// For those who look next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Who cares for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+}
+
 /// Body of `POST /api/v1/outbox/retry` and `…/discard`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

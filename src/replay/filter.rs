@@ -1,5 +1,6 @@
 //! Which dead letters are meant: by id, or by what they have in common.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -44,9 +45,33 @@ pub struct Filter {
     /// Part of the error text, or the whole event id, subject or ordering key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
+    /// The ordering key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Given up after at least so many attempts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<i32>,
+    /// Replayed at least so often.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replays: Option<i32>,
 }
 
 impl Filter {
+    /// Conditions that are numbers; in a query they are text like the others.
+    const NUMBERS: [&'static str; 2] = ["attempts", "replays"];
+
+    /// Reads the parameters of a query.
+    ///
+    /// # Errors
+    /// When there is no such condition, or its value doesn't fit.
+    pub fn from_query(params: BTreeMap<String, String>) -> Result<Self, serde_json::Error> {
+        let value = |(name, text): (String, String)| {
+            let number = text.parse::<i32>().ok().filter(|_| Self::NUMBERS.contains(&name.as_str()));
+            (name, number.map_or_else(|| text.into(), serde_json::Value::from))
+        };
+        serde_json::from_value(params.into_iter().map(value).collect::<serde_json::Map<_, _>>().into())
+    }
+
     /// Whether nothing but the state is restricted: every dead letter is meant.
     pub fn is_empty(&self) -> bool {
         Self { state: None, ..self.clone() } == Self::default()
@@ -78,6 +103,9 @@ pub enum State {
 }
 
 impl State {
+    /// Those that a row can have.
+    pub(super) const STORED: [&'static str; 4] = ["open", "replaying", "replayed", "discarded"];
+
     /// The stable name, as stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -93,6 +121,10 @@ impl State {
 /// What a change applies to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one of them at a time: a box would only stand in everybody's way"
+)]
 pub enum Selection {
     /// These, and nothing else.
     Ids(Vec<Uuid>),
@@ -151,6 +183,12 @@ mod tests {
     fn only_open_dead_letters_are_meant_unless_a_state_is_named() {
         assert_eq!(Filter::default().state_name(), Some("open"));
         assert_eq!(Filter { state: Some(State::Any), ..Filter::default() }.state_name(), None);
+    }
+
+    #[test]
+    fn every_state_that_can_be_asked_for_is_one_that_rows_have() {
+        let asked = [State::Open, State::Replaying, State::Replayed, State::Discarded];
+        assert_eq!(asked.map(State::as_str), State::STORED);
     }
 
     #[test]

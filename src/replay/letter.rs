@@ -8,6 +8,11 @@ use super::filter::{Cursor, Filter, MAX_PAGE};
 use super::store;
 use crate::db::{DbError, Tx};
 
+/// Matches are counted up to here: beyond, the exact number helps nobody and takes long.
+pub const COUNTED: i64 = 10_000;
+/// Most related dead letters of one kind.
+pub const MAX_RELATED: i64 = 20;
+
 /// One line of the list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -82,30 +87,68 @@ pub struct DeadLetter {
     pub closed_by: Option<String>,
     /// Why it was closed.
     pub closed_reason: Option<String>,
+    /// How the payload is to be read.
+    #[serde(default)]
+    pub payload_kind: PayloadKind,
+    /// The error text without what differs within its group; absent in rows of earlier versions.
+    #[serde(default)]
+    pub group_text: Option<String>,
+    /// Groups the events of one business case.
+    #[serde(default)]
+    pub correlation_id: Option<String>,
+    /// When it was last replayed.
+    #[serde(default)]
+    pub replayed_at: Option<Timestamp>,
+    /// The group that it was last replayed out of.
+    #[serde(default)]
+    pub replayed_group: Option<String>,
+    /// Other dead letters that have to do with it.
+    #[serde(default)]
+    pub related: Relatives,
 }
 
-/// Dead letters that failed in the same way.
+/// How a payload is to be read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PayloadKind {
+    /// JSON, whatever the content type says.
+    Json,
+    /// Other text.
+    Text,
+    /// Protobuf, as the content type says.
+    Protobuf,
+    /// Neither.
+    #[default]
+    Binary,
+}
+
+/// Dead letters that have to do with one, newest first; at most [`MAX_RELATED`] of each kind.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Relatives {
+    /// Of the same tenant and ordering key.
+    pub same_key: Vec<Relative>,
+    /// Of the same tenant and correlation id.
+    pub same_correlation: Vec<Relative>,
+}
+
+/// A dead letter that has to do with another one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Group {
-    /// Stable id, made of the four fields that follow.
-    pub id: String,
+pub struct Relative {
+    /// Its id.
+    pub id: Uuid,
     /// The consumer that failed.
     pub consumer: String,
     /// Event type.
     #[serde(rename = "type")]
     pub event_type: String,
-    /// Where in their way they failed.
-    pub stage: String,
+    /// Id of the event.
+    pub event_id: String,
     /// Stable reason code.
     pub reason_code: String,
-    /// How many.
-    pub count: i64,
-    /// First failure of any.
-    pub first_failed_at: Timestamp,
-    /// Last failure of any.
+    /// open, replaying, replayed or discarded.
+    pub state: String,
+    /// Last failure.
     pub last_failed_at: Timestamp,
-    /// Error text of the newest.
-    pub example: String,
 }
 
 /// A page of the list, newest first.
@@ -115,6 +158,21 @@ pub struct Page {
     pub items: Vec<Summary>,
     /// Where the next page starts; `None` on the last one.
     pub next: Option<String>,
+    /// How many match, or at least do; `None` where nobody asked.
+    #[serde(default)]
+    pub total: Option<i64>,
+    /// Whether exactly so many match.
+    #[serde(default)]
+    pub total_is_exact: Option<bool>,
+}
+
+/// How many match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Total {
+    /// So many, at most [`COUNTED`].
+    pub count: i64,
+    /// Whether there are no more.
+    pub is_exact: bool,
 }
 
 /// How far replayed dead letters are.
@@ -136,32 +194,71 @@ pub struct Settled {
 /// When the database is away.
 pub async fn list(tx: &Tx, filter: &Filter, after: Option<Cursor>, limit: u32) -> Result<Page, DbError> {
     let limit = limit.clamp(1, MAX_PAGE);
+    store::plan_for_values(tx).await?;
     let mut items = store::list(tx, filter, after, i64::from(limit) + 1).await?;
     let full = items.len() > limit as usize;
     items.truncate(limit as usize);
     let last = items.last().filter(|_| full);
     let next = last.map(|row| Cursor { at: row.last_failed_at, id: row.id }.to_string());
-    Ok(Page { items, next })
+    Ok(Page { items, next, total: None, total_is_exact: None })
 }
 
-/// One dead letter, or `None`.
+/// How many match, counted up to [`COUNTED`].
+///
+/// # Errors
+/// When the database is away.
+pub async fn total(tx: &Tx, filter: &Filter) -> Result<Total, DbError> {
+    store::plan_for_values(tx).await?;
+    let found = store::count_up_to(tx, filter, COUNTED + 1).await?;
+    Ok(Total { count: found.min(COUNTED), is_exact: found <= COUNTED })
+}
+
+/// One dead letter with those that have to do with it, or `None`.
 ///
 /// # Errors
 /// When the database is away.
 pub async fn show(tx: &Tx, id: Uuid) -> Result<Option<DeadLetter>, DbError> {
-    store::show(tx, id).await
+    let Some(mut letter) = store::show(tx, id).await? else { return Ok(None) };
+    let tenant = &letter.summary.tenant;
+    if let Some(key) = &letter.partition_key {
+        letter.related.same_key = store::same_key(tx, tenant, key, id).await?;
+    }
+    if let Some(correlation) = &letter.correlation_id {
+        letter.related.same_correlation = store::same_correlation(tx, tenant, correlation, id).await?;
+    }
+    Ok(Some(letter))
 }
 
-/// The groups of those that match, largest first.
-///
-/// # Errors
-/// When the database is away.
-pub async fn groups(tx: &Tx, filter: &Filter) -> Result<Vec<Group>, DbError> {
-    store::groups(tx, filter).await
+/// What a payload is: what it can be read as counts more than what its content type says, but for protobuf.
+pub(super) fn payload_kind(content_type: Option<&str>, payload: &[u8]) -> PayloadKind {
+    let media = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if matches!(media.as_str(), "application/protobuf" | "application/x-protobuf") {
+        return PayloadKind::Protobuf;
+    }
+    match std::str::from_utf8(payload) {
+        Ok(text) if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() => PayloadKind::Json,
+        Ok(_) => PayloadKind::Text,
+        Err(_) => PayloadKind::Binary,
+    }
 }
 
 /// Payloads that are no text, for JSON.
 pub(super) fn base64(bytes: &[u8]) -> String {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_what_it_can_be_read_as() {
+        let json = Some("application/json; charset=utf-8");
+        assert_eq!(payload_kind(json, b"{\"a\": 1}"), PayloadKind::Json);
+        assert_eq!(payload_kind(None, b" [1] "), PayloadKind::Json);
+        assert_eq!(payload_kind(json, b"{\"a\": "), PayloadKind::Text);
+        assert_eq!(payload_kind(json, b"\xff"), PayloadKind::Binary);
+        assert_eq!(payload_kind(Some("Application/Protobuf"), b"1"), PayloadKind::Protobuf);
+    }
 }

@@ -8,10 +8,15 @@
 mod change;
 pub mod control;
 mod filter;
+mod group;
 mod letter;
 mod store;
 pub mod trace;
 
 pub use change::{Change, ChangeError, Done, Ineligible, MAX_CHANGES, Why, discard, replay, settled};
 pub use filter::{Cursor, CursorError, Filter, MAX_PAGE, Selection, State};
-pub use letter::{DeadLetter, Group, Page, Settled, Summary, groups, list, show};
+pub use group::{Group, LastReplay, Note, Noted, groups, note};
+pub use letter::{
+    COUNTED, DeadLetter, MAX_RELATED, Page, PayloadKind, Relative, Relatives, Settled, Summary, Total, list, show,
+    total,
+};

@@ -1,7 +1,7 @@
 //! All SQL of operators on `onceflow.dead_letter`, with the outbox rows and audit rows that their changes make.
 //!
-//! The conditions of a filter are the same in each statement; a null restricts nothing. The group of a dead letter is the
-//! beginning of a hash over consumer, type, stage and reason.
+//! The conditions of a filter are the same in each statement, those of groups (`group/store.rs`) included; a null restricts
+//! nothing. The group of a dead letter is told by `onceflow.group_of`, in migration 0007.
 
 use std::collections::BTreeMap;
 
@@ -10,62 +10,90 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::change::Change;
-use super::filter::{Cursor, Filter, Selection};
-use super::letter::{DeadLetter, Group, Summary};
+use super::filter::{Cursor, Filter, Selection, State};
+use super::letter::{DeadLetter, MAX_RELATED, Relative, Relatives, Summary, payload_kind};
 use crate::db::{DbError, Tx};
 
+/// The ids of the page come from an index alone where the filter allows; each state has its part of it, in the order of the list.
+/// `last_failed_at <= …` stands for itself, so that a later page begins where it begins in the index.
 const LIST: &str = "
-    SELECT id, tenant, consumer, event_type, source, event_id, subject, stage, reason, error_chain[1] AS error,
-           left(md5(concat_ws('|', consumer, event_type, stage, reason)), 8) AS \"group\",
-           state, attempts, replays, occurrences, first_failed_at, last_failed_at
-      FROM onceflow.dead_letter
-     WHERE ($1::text IS NULL OR consumer = $1) AND ($2::text IS NULL OR event_type = $2)
-       AND ($3::text IS NULL OR tenant = $3) AND ($4::text IS NULL OR stage = $4)
-       AND ($5::text IS NULL OR reason = $5) AND ($6::text IS NULL OR state = $6)
-       AND ($7::text IS NULL OR left(md5(concat_ws('|', consumer, event_type, stage, reason)), 8) = $7)
-       AND ($8::timestamptz IS NULL OR last_failed_at >= $8) AND ($9::timestamptz IS NULL OR last_failed_at < $9)
-       AND ($10::text IS NULL OR $10 IN (event_id, subject, partition_key)
-            OR position(lower($10) IN lower(array_to_string(error_chain, ' '))) > 0)
-       AND ($11::timestamptz IS NULL OR last_failed_at < $11 OR (last_failed_at = $11 AND id > $12))
-     ORDER BY last_failed_at DESC, id
-     LIMIT $13";
-
-const GROUPS: &str = "
-    SELECT left(md5(concat_ws('|', consumer, event_type, stage, reason)), 8) AS id,
-           consumer, event_type, stage, reason, count(*) AS count,
-           min(first_failed_at) AS first_failed_at, max(last_failed_at) AS last_failed_at,
-           (array_agg(error_chain[1] ORDER BY last_failed_at DESC))[1] AS example
-      FROM onceflow.dead_letter
-     WHERE ($1::text IS NULL OR consumer = $1) AND ($2::text IS NULL OR event_type = $2)
-       AND ($3::text IS NULL OR tenant = $3) AND ($4::text IS NULL OR stage = $4)
-       AND ($5::text IS NULL OR reason = $5) AND ($6::text IS NULL OR state = $6)
-       AND ($7::text IS NULL OR left(md5(concat_ws('|', consumer, event_type, stage, reason)), 8) = $7)
-       AND ($8::timestamptz IS NULL OR last_failed_at >= $8) AND ($9::timestamptz IS NULL OR last_failed_at < $9)
-       AND ($10::text IS NULL OR $10 IN (event_id, subject, partition_key)
-            OR position(lower($10) IN lower(array_to_string(error_chain, ' '))) > 0)
-     GROUP BY consumer, event_type, stage, reason
-     ORDER BY count DESC, consumer, event_type, stage, reason
-     LIMIT 1000";
+    SELECT d.id, d.tenant, d.consumer, d.event_type, d.source, d.event_id, d.subject, d.stage, d.reason,
+           d.error_chain[1] AS error,
+           onceflow.group_of(d.group_id, d.consumer, d.event_type, d.stage, d.reason) AS \"group\",
+           d.state, d.attempts, d.replays, d.occurrences, d.first_failed_at, d.last_failed_at
+      FROM (
+        SELECT found.tenant, found.id
+          FROM unnest($17::text[]) AS s (name)
+         CROSS JOIN LATERAL (
+            SELECT tenant, id, last_failed_at
+              FROM onceflow.dead_letter
+             WHERE state = s.name
+               AND ($1::text IS NULL OR consumer = $1) AND ($2::text IS NULL OR event_type = $2)
+               AND ($3::text IS NULL OR tenant = $3) AND ($4::text IS NULL OR stage = $4)
+               AND ($5::text IS NULL OR reason = $5)
+               AND ($7::text IS NULL OR onceflow.group_of(group_id, consumer, event_type, stage, reason) = $7)
+               AND ($8::timestamptz IS NULL OR last_failed_at >= $8)
+               AND ($9::timestamptz IS NULL OR last_failed_at < $9)
+               AND ($10::text IS NULL OR $10 IN (event_id, subject, partition_key)
+                    OR position(lower($10) IN lower(array_to_string(error_chain, ' '))) > 0)
+               AND ($11::text IS NULL OR partition_key = $11)
+               AND ($12::integer IS NULL OR attempts >= $12) AND ($13::integer IS NULL OR replays >= $13)
+               AND ($14::timestamptz IS NULL OR last_failed_at <= $14 AND (last_failed_at < $14 OR id > $15))
+             ORDER BY last_failed_at DESC, id
+             LIMIT $16) AS found
+         WHERE $6::text IS NULL OR s.name = $6
+         ORDER BY found.last_failed_at DESC, found.id
+         LIMIT $16) AS page
+      JOIN onceflow.dead_letter AS d ON d.tenant = page.tenant AND d.id = page.id
+     ORDER BY d.last_failed_at DESC, d.id";
 
 const SHOW: &str = "
     SELECT id, tenant, consumer, event_type, source, event_id, subject, stage, reason, error_chain[1] AS error,
-           left(md5(concat_ws('|', consumer, event_type, stage, reason)), 8) AS \"group\",
+           onceflow.group_of(group_id, consumer, event_type, stage, reason) AS \"group\",
            state, attempts, replays, occurrences, first_failed_at, last_failed_at,
            partition_key, error_chain, content_type, headers, payload, original_exchange, original_routing_key,
-           consumer_version, replay_id, closed_at, closed_by, closed_reason
+           consumer_version, replay_id, closed_at, closed_by, closed_reason, group_text,
+           onceflow.correlation_of(correlation_id, headers) AS correlation_id, replayed_at, replayed_group
       FROM onceflow.dead_letter
      WHERE id = $1";
 
+const SAME_KEY: &str = "
+    SELECT id, consumer, event_type, event_id, reason, state, last_failed_at
+      FROM onceflow.dead_letter
+     WHERE partition_key = $2 AND tenant = $1 AND id <> $3
+     ORDER BY last_failed_at DESC, id
+     LIMIT $4";
+
+const SAME_CORRELATION: &str = "
+    SELECT id, consumer, event_type, event_id, reason, state, last_failed_at
+      FROM onceflow.dead_letter
+     WHERE onceflow.correlation_of(correlation_id, headers) = $2 AND tenant = $1 AND id <> $3
+     ORDER BY last_failed_at DESC, id
+     LIMIT $4";
+
+/// A filter's conditions that restrict nothing vanish only from a plan that is made for its values. What an index alone can answer is
+/// done before a plan could be compiled, and costs less than the planner thinks by default, which reads the whole table instead.
+/// For the rest of the transaction.
+const PLAN_FOR_VALUES: &str = "
+    SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true),
+           set_config('random_page_cost', '1.1', true)";
+
+/// Counts no further than a bound; a null is none.
 const COUNT: &str = "
     SELECT count(*) AS count
+      FROM (
+    SELECT
       FROM onceflow.dead_letter
      WHERE ($1::text IS NULL OR consumer = $1) AND ($2::text IS NULL OR event_type = $2)
        AND ($3::text IS NULL OR tenant = $3) AND ($4::text IS NULL OR stage = $4)
        AND ($5::text IS NULL OR reason = $5) AND ($6::text IS NULL OR state = $6)
-       AND ($7::text IS NULL OR left(md5(concat_ws('|', consumer, event_type, stage, reason)), 8) = $7)
+       AND ($7::text IS NULL OR onceflow.group_of(group_id, consumer, event_type, stage, reason) = $7)
        AND ($8::timestamptz IS NULL OR last_failed_at >= $8) AND ($9::timestamptz IS NULL OR last_failed_at < $9)
        AND ($10::text IS NULL OR $10 IN (event_id, subject, partition_key)
-            OR position(lower($10) IN lower(array_to_string(error_chain, ' '))) > 0)";
+            OR position(lower($10) IN lower(array_to_string(error_chain, ' '))) > 0)
+       AND ($11::text IS NULL OR partition_key = $11)
+       AND ($12::integer IS NULL OR attempts >= $12) AND ($13::integer IS NULL OR replays >= $13)
+     LIMIT $14) AS found";
 
 /// Oldest failure first: a key's dead letters go back in the order in which they failed.
 const LOCK_BY_FILTER: &str = "
@@ -74,12 +102,14 @@ const LOCK_BY_FILTER: &str = "
      WHERE ($1::text IS NULL OR consumer = $1) AND ($2::text IS NULL OR event_type = $2)
        AND ($3::text IS NULL OR tenant = $3) AND ($4::text IS NULL OR stage = $4)
        AND ($5::text IS NULL OR reason = $5) AND ($6::text IS NULL OR state = $6)
-       AND ($7::text IS NULL OR left(md5(concat_ws('|', consumer, event_type, stage, reason)), 8) = $7)
+       AND ($7::text IS NULL OR onceflow.group_of(group_id, consumer, event_type, stage, reason) = $7)
        AND ($8::timestamptz IS NULL OR last_failed_at >= $8) AND ($9::timestamptz IS NULL OR last_failed_at < $9)
        AND ($10::text IS NULL OR $10 IN (event_id, subject, partition_key)
             OR position(lower($10) IN lower(array_to_string(error_chain, ' '))) > 0)
+       AND ($11::text IS NULL OR partition_key = $11)
+       AND ($12::integer IS NULL OR attempts >= $12) AND ($13::integer IS NULL OR replays >= $13)
      ORDER BY first_failed_at, id
-     LIMIT $11
+     LIMIT $14
        FOR UPDATE";
 
 const LOCK_BY_ID: &str = "
@@ -107,9 +137,11 @@ const SEND: &str = "
       JOIN unnest($3::text[], $4::text[]) AS q (consumer, queue) ON q.consumer = d.consumer
      ORDER BY r.nth";
 
+/// All of one replay have the same time, by which they are found again.
 const MARK_REPLAYING: &str = "
     UPDATE onceflow.dead_letter AS d
-       SET state = 'replaying', replays = d.replays + 1, replay_id = r.replay_id
+       SET state = 'replaying', replays = d.replays + 1, replay_id = r.replay_id, replayed_at = transaction_timestamp(),
+           replayed_group = onceflow.group_of(d.group_id, d.consumer, d.event_type, d.stage, d.reason)
       FROM unnest($1::uuid[], $2::uuid[]) AS r (id, replay_id)
      WHERE d.id = r.id AND d.state = 'open'";
 
@@ -135,13 +167,13 @@ pub(super) async fn list(tx: &Tx, filter: &Filter, after: Option<Cursor>, limit:
     let state = filter.state_name();
     let (at, id) = (after.map(|c| c.at), after.map(|c| c.id));
     let mut params = conditions(filter, &state);
-    params.extend([&at as &(dyn ToSql + Sync), &id, &limit]);
+    let states: &[&str] = &State::STORED;
+    params.extend([&at as &(dyn ToSql + Sync), &id, &limit, &states]);
     tx.query(LIST, &params).await?.iter().map(summary).collect()
 }
 
-pub(super) async fn groups(tx: &Tx, filter: &Filter) -> Result<Vec<Group>, DbError> {
-    let state = filter.state_name();
-    tx.query(GROUPS, &conditions(filter, &state)).await?.iter().map(group).collect()
+pub(super) async fn plan_for_values(tx: &Tx) -> Result<(), DbError> {
+    tx.query(PLAN_FOR_VALUES, &[]).await.map(|_| ())
 }
 
 pub(super) async fn show(tx: &Tx, id: Uuid) -> Result<Option<DeadLetter>, DbError> {
@@ -149,9 +181,26 @@ pub(super) async fn show(tx: &Tx, id: Uuid) -> Result<Option<DeadLetter>, DbErro
 }
 
 pub(super) async fn count(tx: &Tx, filter: &Filter) -> Result<usize, DbError> {
+    Ok(usize::try_from(counted(tx, filter, None).await?).unwrap_or(0))
+}
+
+pub(super) async fn count_up_to(tx: &Tx, filter: &Filter, bound: i64) -> Result<i64, DbError> {
+    counted(tx, filter, Some(bound)).await
+}
+
+async fn counted(tx: &Tx, filter: &Filter, bound: Option<i64>) -> Result<i64, DbError> {
     let state = filter.state_name();
-    let count: i64 = column(&tx.query_one(COUNT, &conditions(filter, &state)).await?, "count")?;
-    Ok(usize::try_from(count).unwrap_or(0))
+    let mut params = conditions(filter, &state);
+    params.push(&bound);
+    column(&tx.query_one(COUNT, &params).await?, "count")
+}
+
+pub(super) async fn same_key(tx: &Tx, tenant: &str, key: &str, but: Uuid) -> Result<Vec<Relative>, DbError> {
+    tx.query(SAME_KEY, &[&tenant, &key, &but, &MAX_RELATED]).await?.iter().map(relative).collect()
+}
+
+pub(super) async fn same_correlation(tx: &Tx, tenant: &str, id: &str, but: Uuid) -> Result<Vec<Relative>, DbError> {
+    tx.query(SAME_CORRELATION, &[&tenant, &id, &but, &MAX_RELATED]).await?.iter().map(relative).collect()
 }
 
 pub(super) async fn lock_by_filter(tx: &Tx, filter: &Filter, max: usize) -> Result<Vec<Candidate>, DbError> {
@@ -204,12 +253,23 @@ pub(super) async fn audit(tx: &Tx, action: &str, change: &Change, ids: &[Uuid]) 
         Selection::Filter(filter) => Some(filter),
     };
     let detail = serde_json::json!({ "count": ids.len(), "ids": ids, "filter": filter });
-    tx.execute(AUDIT, &[&Uuid::now_v7(), &change.actor, &action, &subject, &change.reason, &detail]).await?;
+    audit_row(tx, (&change.actor, action, &subject), change.reason.as_deref(), &detail).await
+}
+
+/// `what` is actor, action and subject.
+pub(super) async fn audit_row(
+    tx: &Tx,
+    what: (&str, &str, &str),
+    reason: Option<&str>,
+    detail: &serde_json::Value,
+) -> Result<(), DbError> {
+    let (actor, action, subject) = what;
+    tx.execute(AUDIT, &[&Uuid::now_v7(), &actor, &action, &subject, &reason, detail]).await?;
     Ok(())
 }
 
-/// Parameters $1 to $10 of every statement with a filter.
-fn conditions<'a>(filter: &'a Filter, state: &'a Option<&'static str>) -> Vec<&'a (dyn ToSql + Sync)> {
+/// Parameters $1 to $13 of every statement with a filter.
+pub(super) fn conditions<'a>(filter: &'a Filter, state: &'a Option<&'static str>) -> Vec<&'a (dyn ToSql + Sync)> {
     vec![
         &filter.consumer,
         &filter.event_type,
@@ -221,6 +281,9 @@ fn conditions<'a>(filter: &'a Filter, state: &'a Option<&'static str>) -> Vec<&'
         &filter.since,
         &filter.until,
         &filter.text,
+        &filter.key,
+        &filter.attempts,
+        &filter.replays,
     ]
 }
 
@@ -261,6 +324,8 @@ fn summary(row: &Row) -> Result<Summary, DbError> {
 fn dead_letter(row: &Row) -> Result<DeadLetter, DbError> {
     let payload: Vec<u8> = column(row, "payload")?;
     let payload_bytes = payload.len();
+    let content_type: Option<String> = column(row, "content_type")?;
+    let payload_kind = payload_kind(content_type.as_deref(), &payload);
     let (payload_text, payload_base64) = match String::from_utf8(payload) {
         Ok(text) => (Some(text), None),
         Err(e) => (None, Some(super::letter::base64(e.as_bytes()))),
@@ -269,7 +334,7 @@ fn dead_letter(row: &Row) -> Result<DeadLetter, DbError> {
         summary: summary(row)?,
         partition_key: column(row, "partition_key")?,
         error_chain: column(row, "error_chain")?,
-        content_type: column(row, "content_type")?,
+        content_type,
         headers: column(row, "headers")?,
         payload_bytes,
         payload_text,
@@ -281,20 +346,24 @@ fn dead_letter(row: &Row) -> Result<DeadLetter, DbError> {
         closed_at: column(row, "closed_at")?,
         closed_by: column(row, "closed_by")?,
         closed_reason: column(row, "closed_reason")?,
+        payload_kind,
+        group_text: column(row, "group_text")?,
+        correlation_id: column(row, "correlation_id")?,
+        replayed_at: column(row, "replayed_at")?,
+        replayed_group: column(row, "replayed_group")?,
+        related: Relatives::default(),
     })
 }
 
-fn group(row: &Row) -> Result<Group, DbError> {
-    Ok(Group {
+fn relative(row: &Row) -> Result<Relative, DbError> {
+    Ok(Relative {
         id: column(row, "id")?,
         consumer: column(row, "consumer")?,
         event_type: column(row, "event_type")?,
-        stage: column(row, "stage")?,
+        event_id: column(row, "event_id")?,
         reason_code: column(row, "reason")?,
-        count: column(row, "count")?,
-        first_failed_at: column(row, "first_failed_at")?,
+        state: column(row, "state")?,
         last_failed_at: column(row, "last_failed_at")?,
-        example: column::<Option<String>>(row, "example")?.unwrap_or_default(),
     })
 }
 

@@ -170,6 +170,8 @@ async fn wrong_questions_get_problems_with_stable_codes() {
         ("/api/v1/dlq?after=x", 400, "invalid_cursor"),
         ("/api/v1/dlq?limit=x", 400, "invalid_limit"),
         ("/api/v1/dlq?consumr=org", 400, "invalid_filter"),
+        ("/api/v1/dlq?attempts=many", 400, "invalid_filter"),
+        ("/api/v1/dlq?count=x", 400, "invalid_count"),
         ("/api/v1/dlq/1", 400, "invalid_path"),
         ("/api/v1/dlq/00000000-0000-0000-0000-000000000000", 404, "not_found"),
         ("/api/v1/nothing", 404, "not_found"),
@@ -225,6 +227,50 @@ async fn a_replay_through_the_api_wakes_the_relay() {
     let id = done["ids"][0].as_str().unwrap();
     let (_, letter) = door.get(&format!("/api/v1/dlq/{id}")).await;
     assert_eq!((&letter["payload_base64"], &letter["state"]), (&json!("/w=="), &json!("replaying")));
+}
+
+#[tokio::test]
+async fn a_list_says_how_many_match_and_a_group_takes_a_note() {
+    let database = Database::new().await;
+    let client = database.client().await;
+    let door = Door::open(database.pool(), None).await;
+    let insert = "INSERT INTO onceflow.dead_letter (id, tenant, consumer, source, event_id, event_type, stage, reason,
+            error_chain, payload, headers, original_exchange, original_routing_key, attempts, first_failed_at,
+            last_failed_at, consumer_version, partition_key)
+        SELECT gen_random_uuid(), 'default', 'org', '', n::text, 'org.user.upserted.v1', 'decode', 'invalid_json',
+            ARRAY['broken'], '{\"a\":1}', '{}', 'flow.in', 'x', n, now(), now(), '1', '42' FROM generate_series(1, 5) AS n";
+    client.batch_execute(insert).await.unwrap();
+    let (_, first) = door.get("/api/v1/dlq?limit=2&key=42&attempts=2").await;
+    assert_eq!((&first["total"], &first["total_is_exact"]), (&json!(4), &json!(true)), "{first}");
+    let next = first["next"].as_str().unwrap();
+    let (_, second) = door.get(&format!("/api/v1/dlq?limit=2&key=42&attempts=2&after={next}")).await;
+    assert_eq!((&second["total"], &second["next"]), (&json!(null), &json!(null)), "counted once: {second}");
+    let (_, counted) = door.get(&format!("/api/v1/dlq?limit=2&after={next}&count=true")).await;
+    assert_eq!(counted["total"], 5);
+
+    let id = first["items"][0]["id"].as_str().unwrap();
+    let (_, letter) = door.get(&format!("/api/v1/dlq/{id}")).await;
+    assert_eq!((&letter["payload_kind"], &letter["payload_text"]), (&json!("json"), &json!("{\"a\":1}")));
+    assert_eq!(letter["related"]["same_key"].as_array().unwrap().len(), 4);
+
+    let (_, groups) = door.get("/api/v1/dlq/groups").await;
+    let path = format!("/api/v1/dlq/groups/{}/note", groups["items"][0]["id"].as_str().unwrap());
+    let (status, noted) = door.post(&path, json!({ "note": " by the new client ", "owner": "li" })).await;
+    assert_eq!(
+        (status, &noted["note"], &noted["changed"]),
+        (200, &json!("by the new client"), &json!(true)),
+        "{noted}"
+    );
+    assert_eq!(door.get("/api/v1/dlq/groups").await.1["items"][0]["owner"], "li");
+    for (path, body, status, code) in [
+        (path.as_str(), json!({ "note": "x".repeat(501) }), 400, "invalid_words"),
+        (path.as_str(), json!({ "remark": "x" }), 422, "invalid_body"),
+        ("/api/v1/dlq/groups/0123456789abcdef/note", json!({ "note": "x" }), 404, "not_found"),
+        ("/api/v1/dlq/groups/%00/note", json!({ "note": "x" }), 404, "not_found"),
+    ] {
+        let (found, problem) = door.post(path, body).await;
+        assert_eq!((found, &problem["code"]), (status, &json!(code)), "{path}: {problem}");
+    }
 }
 
 #[tokio::test]

@@ -144,6 +144,19 @@ async fn bulk_changes_need_a_selection() {
 }
 
 #[tokio::test]
+async fn a_note_needs_a_group_and_something_to_say() {
+    for args in [&["1a2b"][..], &["no-group", "--note", "x"], &["--owner", "li"]] {
+        let output = onceflow(&[&["dlq", "note", "--server", "http://127.0.0.1:9"], args].concat()).await;
+        assert_eq!((code(&output), stdout(&output).as_str()), (2, ""), "{args:?}: {}", stderr(&output));
+    }
+    let said = onceflow(&["dlq", "note", "1a2b", "--note", "", "--server", "http://127.0.0.1:9"]).await;
+    assert_eq!(code(&said), 7, "nothing is a thing to say: {}", stderr(&said));
+    for verb in ["groups", "list", "show", "note"] {
+        assert!(stdout(&onceflow(&["dlq", verb, "--help"]).await).contains("Examples:"), "{verb}");
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_hangs_up_ends_the_command_quietly() {
     let mut child = command(&["completion", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());

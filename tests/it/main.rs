@@ -11,6 +11,7 @@ mod documents;
 mod fairness;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod groups;
 mod kill_switch;
 mod kills;
 mod memory;

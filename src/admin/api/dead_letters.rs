@@ -11,11 +11,16 @@ use uuid::Uuid;
 
 use super::super::problem::Problem;
 use super::super::state::{AdminState, end_change, end_read};
-use super::super::wire::{ChangeRequest, Groups, Ids};
+use super::super::wire::{ChangeRequest, Groups, Ids, NoteRequest};
 use super::{actor, words};
-use crate::replay::{self, Change, Cursor, DeadLetter, Done, Filter, MAX_CHANGES, Page, Selection, Settled};
+use crate::db::{DbError, Tx};
+use crate::replay::{
+    self, Change, Cursor, DeadLetter, Done, Filter, MAX_CHANGES, Note, Noted, Page, Selection, Settled,
+};
 
 const DEFAULT_PAGE: u32 = 50;
+/// Hex digits of a group's id.
+const LONGEST_GROUP: usize = 16;
 
 type Params = Result<Query<BTreeMap<String, String>>, QueryRejection>;
 type Body<T> = Result<Json<T>, JsonRejection>;
@@ -26,10 +31,24 @@ pub(super) async fn list(State(state): State<Arc<AdminState>>, params: Params) -
     let after = after.map_err(|e| Problem::invalid("invalid_cursor", e.to_string()))?;
     let limit = params.remove("limit").map_or(Ok(DEFAULT_PAGE), |text| text.parse());
     let limit = limit.map_err(|_| Problem::invalid("invalid_limit", "limit is a number from 1 to 500"))?;
+    let counts = params.remove("count").map_or(Ok(after.is_none()), |text| text.parse());
+    let counts = counts.map_err(|_| Problem::invalid("invalid_count", "count is true or false"))?;
     let filter = filter(params)?;
     let tx = state.begin_read().await?;
-    let page = replay::list(&tx, &filter, after, limit).await;
+    let page = page(&tx, &filter, (after, limit), counts).await;
     end_read(tx, page).await.map(Json)
+}
+
+/// A page, with how many match where that is asked for; of itself only the first page is.
+async fn page(tx: &Tx, filter: &Filter, place: (Option<Cursor>, u32), counts: bool) -> Result<Page, DbError> {
+    let (after, limit) = place;
+    let mut page = replay::list(tx, filter, after, limit).await?;
+    if counts {
+        let total = replay::total(tx, filter).await?;
+        page.total = Some(total.count);
+        page.total_is_exact = Some(total.is_exact);
+    }
+    Ok(page)
 }
 
 pub(super) async fn groups(State(state): State<Arc<AdminState>>, params: Params) -> Result<Json<Groups>, Problem> {
@@ -38,6 +57,32 @@ pub(super) async fn groups(State(state): State<Arc<AdminState>>, params: Params)
     let items = replay::groups(&tx, &filter).await;
     let items = end_read(tx, items).await?;
     Ok(Json(Groups { items }))
+}
+
+pub(super) async fn note(
+    State(state): State<Arc<AdminState>>,
+    id: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body<NoteRequest>,
+) -> Result<Json<Noted>, Problem> {
+    let (Path(id), Json(request), actor) = (id?, body?, actor(&headers)?);
+    if id.len() > LONGEST_GROUP || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(Problem::not_found("such a group"));
+    }
+    let note = Note { note: said("note", request.note)?, owner: said("owner", request.owner)? };
+    let tx = state.begin().await?;
+    let result = replay::note(&tx, &id, &note, &actor).await;
+    let changed = matches!(&result, Ok(Some(noted)) if noted.changed);
+    let noted = end_change(tx, result, changed).await?;
+    noted.map(Json).ok_or_else(|| Problem::not_found(&format!("group {id}")))
+}
+
+/// Words, or nothing any more.
+fn said(what: &'static str, text: Option<String>) -> Result<Option<String>, Problem> {
+    match text {
+        Some(text) if !text.trim().is_empty() => words(what, &text).map(Some),
+        other => Ok(other.map(|_| String::new())),
+    }
 }
 
 pub(super) async fn show(
@@ -90,8 +135,7 @@ pub(super) async fn settled(State(state): State<Arc<AdminState>>, body: Body<Ids
 }
 
 fn filter(params: BTreeMap<String, String>) -> Result<Filter, Problem> {
-    let params: serde_json::Map<_, _> = params.into_iter().map(|(name, text)| (name, text.into())).collect();
-    serde_json::from_value(params.into()).map_err(|e| Problem::invalid("invalid_filter", e.to_string()))
+    Filter::from_query(params).map_err(|e| Problem::invalid("invalid_filter", e.to_string()))
 }
 
 fn change(headers: &HeaderMap, request: ChangeRequest) -> Result<Change, Problem> {

@@ -21,10 +21,11 @@ use super::wire::ACTOR_HEADER;
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`routes`], below `/api/v1`, as they are counted.
-pub(super) const ROUTES: [&str; 17] = [
+pub(super) const ROUTES: [&str; 18] = [
     "/status",
     "/dlq",
     "/dlq/groups",
+    "/dlq/groups/{id}/note",
     "/dlq/replay",
     "/dlq/discard",
     "/dlq/settled",
@@ -46,6 +47,7 @@ pub(super) fn routes() -> Router<Arc<AdminState>> {
         .route("/status", get(status::status))
         .route("/dlq", get(dead_letters::list))
         .route("/dlq/groups", get(dead_letters::groups))
+        .route("/dlq/groups/{id}/note", post(dead_letters::note))
         .route("/dlq/replay", post(dead_letters::replay))
         .route("/dlq/discard", post(dead_letters::discard))
         .route("/dlq/settled", post(dead_letters::settled))

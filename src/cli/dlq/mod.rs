@@ -3,6 +3,8 @@
 mod change;
 mod groups;
 mod list;
+mod note;
+mod payload;
 mod select;
 mod show;
 mod wait;
@@ -20,7 +22,10 @@ pub(super) enum Command {
     /// Dead letters by how they failed, most first.
     #[command(after_help = groups::EXAMPLES)]
     Groups(groups::Args),
-    /// One dead letter with payload, headers and errors.
+    /// Say what a group is about, or who cares for it.
+    #[command(after_help = note::EXAMPLES)]
+    Note(note::Args),
+    /// One dead letter with payload, headers, errors and what has to do with it.
     #[command(after_help = show::EXAMPLES)]
     Show(show::Args),
     /// Send dead letters again, only to the consumer that failed.
@@ -35,6 +40,7 @@ pub(super) async fn run(context: &Context, command: Command) -> Ending {
     match command {
         Command::List(args) => list::run(context, &args).await,
         Command::Groups(args) => groups::run(context, &args).await,
+        Command::Note(args) => note::run(context, &args).await,
         Command::Show(args) => show::run(context, &args).await,
         Command::Replay(args) => change::replay(context, &args).await,
         Command::Discard(args) => change::discard(context, &args).await,

@@ -37,6 +37,15 @@ pub(super) struct FilterArgs {
     /// Part of the error text, or the whole event id, subject or ordering key
     #[arg(long, value_name = "TEXT")]
     text: Option<String>,
+    /// Ordering key
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
+    /// Given up after at least so many attempts
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
+    attempts: Option<i32>,
+    /// Replayed at least so often
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
+    replays: Option<i32>,
 }
 
 /// States that can be asked for.
@@ -68,6 +77,9 @@ impl FilterArgs {
             since: self.since,
             until: self.until,
             text: self.text.clone(),
+            key: self.key.clone(),
+            attempts: self.attempts,
+            replays: self.replays,
         }
     }
 }

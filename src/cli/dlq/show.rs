@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::super::context::Context;
 use super::super::exit::{Ending, Exit};
 use super::super::output::{Format, printable, time};
+use super::payload;
 use crate::replay::DeadLetter;
 
 pub(super) const EXAMPLES: &str = "\
@@ -49,9 +50,19 @@ fn page(letter: &DeadLetter) -> String {
     line("consumer", &format!("{} {}", s.consumer, letter.consumer_version));
     line("state", &state(letter));
     line("failed", &format!("at {} with {} (group {})", s.stage, s.reason_code, s.group));
+    if let Some(text) = &letter.group_text {
+        line("group's error", text);
+    }
+    if let Some(id) = &letter.correlation_id {
+        line("correlation", id);
+    }
     line("attempts", &format!("{}, replayed {} times, arrived {} times", s.attempts, s.replays, s.occurrences));
     line("first failed", &time(s.first_failed_at));
     line("last failed", &time(s.last_failed_at));
+    if let (Some(at), Some(group)) = (letter.replayed_at, &letter.replayed_group) {
+        let moved = if *group == s.group { "" } else { ", which it has left" };
+        line("last replayed", &format!("{} out of group {group}{moved}", time(at)));
+    }
     line("route", &format!("exchange {:?}, routing key {:?}", letter.original_exchange, letter.original_routing_key));
     for (depth, error) in letter.error_chain.iter().enumerate() {
         line(if depth == 0 { "error" } else { "  because" }, error);
@@ -61,11 +72,14 @@ fn page(letter: &DeadLetter) -> String {
             line("header", &format!("{name}: {value}"));
         }
     }
-    line(
-        "payload",
-        &format!("{} bytes, {}", letter.payload_bytes, letter.content_type.as_deref().unwrap_or("untyped")),
-    );
-    text.push_str(&payload(letter));
+    for (name, relatives) in [("same key", &letter.related.same_key), ("same case", &letter.related.same_correlation)] {
+        for r in relatives {
+            let failed = time(r.last_failed_at);
+            line(name, &format!("{} {failed} {} {} ({})", r.id, r.event_type, r.reason_code, r.state));
+        }
+    }
+    line("payload", &format!("{} bytes, {}", letter.payload_bytes, payload::description(letter)));
+    text.push_str(&payload::lines(letter));
     text
 }
 
@@ -75,14 +89,5 @@ fn state(letter: &DeadLetter) -> String {
             format!("{} {} by {by}: {}", letter.summary.state, time(*at), why.as_deref().unwrap_or("-"))
         }
         _ => letter.summary.state.clone(),
-    }
-}
-
-/// Payloads come from strangers: line breaks stay, nothing else may steer the terminal.
-fn payload(letter: &DeadLetter) -> String {
-    match (&letter.payload_text, &letter.payload_base64) {
-        (Some(text), _) => text.lines().map(|l| printable(l) + "\n").collect(),
-        (None, Some(base64)) => format!("(base64) {base64}\n"),
-        (None, None) => String::new(),
     }
 }

@@ -3,6 +3,7 @@
 //! Headers are stored in the form that the outbox publishes: AMQP properties under `amqp:…`, every other key a header. So a
 //! replay puts the exact original back, in whatever form the producer had sent it.
 
+mod fingerprint;
 mod record;
 mod store;
 

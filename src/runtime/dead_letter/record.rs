@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::super::headers;
 use super::super::wire::{sanitize_headers, text_without_nul};
+use super::fingerprint::{Fingerprint, Place};
 use crate::event::Envelope;
 use crate::message::{Message, Route};
 
@@ -34,6 +35,20 @@ pub(crate) struct Identity {
     pub(crate) event_type: String,
     pub(crate) subject: Option<String>,
     pub(crate) partition_key: Option<String>,
+    pub(crate) correlation_id: Option<String>,
+}
+
+impl DeadLetter<'_> {
+    /// Which failures it is alike.
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        let place = Place {
+            consumer: self.consumer,
+            event_type: &self.identity.event_type,
+            stage: self.stage,
+            code: &self.reason,
+        };
+        Fingerprint::of(place, &self.error_chain)
+    }
 }
 
 impl Identity {
@@ -45,6 +60,7 @@ impl Identity {
             event_type: envelope.event_type.clone(),
             subject: envelope.subject.clone(),
             partition_key: Some(envelope.partition_key.clone()),
+            correlation_id: envelope.trace.correlation_id.clone(),
         }
     }
 
@@ -58,6 +74,7 @@ impl Identity {
             event_type: text_without_nul(message.message_type.as_deref().unwrap_or("unknown")),
             subject: None,
             partition_key: None,
+            correlation_id: super::super::wire::attribute_of_unreadable(message, "correlationid"),
         }
     }
 }
