@@ -8,6 +8,7 @@
 mod change;
 pub mod control;
 mod filter;
+pub mod job;
 mod letter;
 mod store;
 

@@ -209,7 +209,7 @@ pub(super) async fn audit(tx: &Tx, action: &str, change: &Change, ids: &[Uuid]) 
 }
 
 /// Parameters $1 to $10 of every statement with a filter.
-fn conditions<'a>(filter: &'a Filter, state: &'a Option<&'static str>) -> Vec<&'a (dyn ToSql + Sync)> {
+pub(super) fn conditions<'a>(filter: &'a Filter, state: &'a Option<&'static str>) -> Vec<&'a (dyn ToSql + Sync)> {
     vec![
         &filter.consumer,
         &filter.event_type,

@@ -2,6 +2,7 @@
 
 mod consumers;
 mod dead_letters;
+mod jobs;
 mod outbox;
 mod status;
 
@@ -19,7 +20,7 @@ use super::wire::ACTOR_HEADER;
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`routes`], below `/api/v1`, as they are counted.
-pub(super) const ROUTES: [&str; 14] = [
+pub(super) const ROUTES: [&str; 21] = [
     "/status",
     "/dlq",
     "/dlq/groups",
@@ -33,6 +34,13 @@ pub(super) const ROUTES: [&str; 14] = [
     "/outbox",
     "/outbox/retry",
     "/outbox/discard",
+    "/jobs",
+    "/jobs/{id}",
+    "/jobs/{id}/start",
+    "/jobs/{id}/pause",
+    "/jobs/{id}/resume",
+    "/jobs/{id}/cancel",
+    "/jobs/{id}/rate",
     "other",
 ];
 
@@ -51,6 +59,13 @@ pub(super) fn routes() -> Router<Arc<AdminState>> {
         .route("/outbox", get(outbox::status))
         .route("/outbox/retry", post(outbox::retry))
         .route("/outbox/discard", post(outbox::discard))
+        .route("/jobs", get(jobs::list).post(jobs::create))
+        .route("/jobs/{id}", get(jobs::show))
+        .route("/jobs/{id}/start", post(jobs::start))
+        .route("/jobs/{id}/pause", post(jobs::pause))
+        .route("/jobs/{id}/resume", post(jobs::resume))
+        .route("/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/jobs/{id}/rate", post(jobs::rate))
         .fallback(not_found)
 }
 
