@@ -19,6 +19,7 @@ use crate::config::{Config, Role};
 use crate::db::{self, Pool};
 use crate::health::{Check, Health};
 use crate::outbox::{Handover, Relay, RelaySettings};
+use crate::replay::job::{self, Runner};
 use crate::retention;
 use crate::runtime::{
     ABORT_MARGIN, AnyConsumer, Pauses, Share, Shared, egress_topology, fixed_topology, run_consumer, run_drain,
@@ -96,6 +97,8 @@ impl App {
         service.spawn(watch_database(admin_pool.clone(), health.clone(), stops.service.clone()));
         let every = config.runtime.look_for_pauses;
         service.spawn(follow_pauses(admin_pool.clone(), pauses.clone(), every, stops.service.clone()));
+        let runner = job_runner(config, &consumers, admin_pool.clone(), (&health, &handover));
+        service.spawn(job::run_jobs(runner, stops.intake.clone()));
         let share = Arc::new(Share::default());
         service.spawn(follow_share(admin_pool.clone(), share.clone(), stops.intake.clone()));
         service.spawn(retention::run(admin_pool, config.retention, stops.service.clone()));
@@ -192,6 +195,22 @@ fn admin_state(
         paused_changed: pauses.bell(),
         outbox_wakeup: handover.bell(),
         version: env!("CARGO_PKG_VERSION"),
+    }
+}
+
+/// Jobs send to the queue that a single replay goes to, also where the consumer has partitions.
+fn job_runner(
+    config: &Config,
+    consumers: &[Arc<dyn AnyConsumer>],
+    pool: Pool,
+    (health, handover): (&Arc<Health>, &Handover),
+) -> Runner {
+    let queue = |c: &Arc<dyn AnyConsumer>| (c.name().to_owned(), config.runtime.names.queue(c.name()));
+    Runner {
+        pool,
+        queues: consumers.iter().map(queue).collect(),
+        outbox_wakeup: handover.bell(),
+        health: health.clone(),
     }
 }
 

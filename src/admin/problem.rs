@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use super::wire::ProblemBody;
 use crate::db::{Class, DbError};
 use crate::replay::ChangeError;
+use crate::replay::job::JobError;
 
 /// An answer that isn't the one asked for.
 #[derive(Debug)]
@@ -74,6 +75,29 @@ impl From<ChangeError> for Problem {
             ChangeError::ReasonNeeded(_) => Self::invalid("reason_needed", detail),
             ChangeError::NotOpen(_) => Self::invalid("not_open", detail),
             ChangeError::Count { .. } => Self::new(StatusCode::CONFLICT, "count_differs", detail),
+        }
+    }
+}
+
+impl From<JobError> for Problem {
+    fn from(error: JobError) -> Self {
+        let detail = error.to_string();
+        let conflict = |code| Self::new(StatusCode::CONFLICT, code, detail.clone());
+        match error {
+            JobError::Database(error) if error.constraint() == Some("bulk_job_item_live") => {
+                conflict("taken_by_another_job")
+            }
+            JobError::Database(error) => Self::from(error),
+            JobError::ReasonNeeded => Self::invalid("reason_needed", detail),
+            JobError::Setting(_) => Self::invalid("invalid_setting", detail),
+            JobError::NotOpen(_) => Self::invalid("not_open", detail),
+            JobError::Nothing => Self::new(StatusCode::NOT_FOUND, "nothing_matches", detail),
+            JobError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
+            JobError::NoneEligible(_) => conflict("none_eligible"),
+            JobError::Count { .. } => conflict("count_differs"),
+            JobError::Taken { .. } => conflict("taken_by_another_job"),
+            JobError::KeyUsed(_) => conflict("key_used"),
+            JobError::WrongState { .. } => conflict("wrong_state"),
         }
     }
 }

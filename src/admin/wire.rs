@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::replay::control::{ConsumerSwitch, OutboxTotals};
+use crate::replay::job::{Action, Job, Settings};
 use crate::replay::{Group, Selection};
 
 /// Header in which a client says who acts; written into the audit. A claim, not a proof.
@@ -142,6 +143,56 @@ pub struct ParkedRequest {
     pub ids: Vec<Uuid>,
     /// Why.
     pub reason: String,
+}
+
+/// Body of `POST /api/v1/jobs`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobRequest {
+    /// Replay or discard.
+    pub action: Action,
+    /// Which dead letters.
+    pub selection: Selection,
+    /// Why; needed unless it is a dry run.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Only tell what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// How careful.
+    #[serde(default)]
+    pub settings: Settings,
+    /// Plan only: the undo window waits for `start`.
+    #[serde(default)]
+    pub plan_only: bool,
+    /// No job unless exactly this many are eligible.
+    #[serde(default)]
+    pub expect_count: Option<u32>,
+    /// At most this many, the oldest first.
+    #[serde(default)]
+    pub max: Option<u32>,
+    /// The same key again is the same job.
+    #[serde(default)]
+    pub idempotency_key: Option<String>,
+}
+
+/// Body of `POST /api/v1/jobs/{id}/start` and of the other verbs on a job.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobChange {
+    /// Why; kept in the audit.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The new rate, for `…/rate` only.
+    #[serde(default)]
+    pub rate: Option<u32>,
+}
+
+/// `GET /api/v1/jobs`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Jobs {
+    /// The newest first.
+    pub items: Vec<Job>,
 }
 
 /// Body of `POST /api/v1/consumers/{name}/pause` and `…/resume`.

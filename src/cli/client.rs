@@ -112,7 +112,8 @@ fn refused(status: StatusCode, body: &ProblemBody) -> Failure {
     let (exit, remedy) = match status.as_u16() {
         401 | 403 => (Exit::Denied, Some("--token-file FILE or ONCEFLOW_ADMIN_TOKEN")),
         404 => (Exit::NotFound, None),
-        409 => (Exit::Conflict, Some("look again, then repeat with the new count")),
+        409 if body.code == "count_differs" => (Exit::Conflict, Some("look again, then repeat with the new count")),
+        409 => (Exit::Conflict, None),
         400 | 413 | 415 | 422 => (Exit::Usage, None),
         503 => (Exit::Unreachable, Some("`onceflow status` says what it waits for")),
         504 => (Exit::TimedOut, None),

@@ -9,6 +9,7 @@ mod dev;
 mod dlq;
 mod events;
 mod exit;
+mod jobs;
 mod migrate;
 mod outbox;
 mod output;
@@ -59,6 +60,9 @@ enum Command {
     /// Dead letters: look, replay, discard.
     #[command(subcommand)]
     Dlq(dlq::Command),
+    /// Replays and discards of many dead letters: watch, pause, resume, cancel.
+    #[command(subcommand)]
+    Jobs(jobs::Command),
     /// Consumers: list, pause, resume.
     #[command(subcommand)]
     Consumers(consumers::Command),
@@ -107,6 +111,7 @@ async fn carry_out(context: &Context, command: Command) -> Ending {
         Command::Status(args) => status::run(context, &args).await,
         Command::Events(command) => events::run(context, command).await,
         Command::Dlq(command) => dlq::run(context, command).await,
+        Command::Jobs(command) => jobs::run(context, command).await,
         Command::Consumers(command) => consumers::run(context, command).await,
         Command::Outbox(command) => outbox::run(context, command).await,
         Command::Topology(command) => topology::run(context, &command).await,

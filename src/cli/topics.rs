@@ -10,7 +10,7 @@ Examples:
   onceflow events publish org.user.upserted.v1
   onceflow status                           what runs, what waits and for what
   onceflow dlq groups                       why events failed
-  onceflow dlq replay --group 1a2b3c4d --reason 'parent fixed' --wait
+  onceflow dlq replay --group 1a2b3c4d --reason 'parent fixed'
 
 More: onceflow help exit-codes | onceflow help environment";
 

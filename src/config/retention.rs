@@ -12,6 +12,7 @@ pub(super) fn read(reader: &mut Reader) -> Policy {
         inbox: kept(reader, "retention.inbox", 90),
         dead_letters: kept(reader, "retention.dead_letters", 180),
         attempts: kept(reader, "retention.attempts", 90),
+        jobs: kept(reader, "retention.jobs", 180),
         audit: kept(reader, "retention.audit", 400),
     }
 }

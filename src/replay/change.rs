@@ -120,7 +120,7 @@ pub async fn replay(tx: &Tx, change: &Change, queues: &BTreeMap<String, String>)
     }
     let replays: Vec<Uuid> = plan.ids.iter().map(|_| Uuid::now_v7()).collect();
     store::send(tx, &plan.ids, &replays, queues).await?;
-    store::mark_replaying(tx, &plan.ids, &replays).await?;
+    store::mark_replaying(tx, &plan.ids, &replays, None).await?;
     store::audit(tx, "dlq.replay", change, &plan.ids).await?;
     Ok(plan)
 }

@@ -9,6 +9,7 @@ mod change;
 pub mod control;
 mod filter;
 mod group;
+pub mod job;
 mod letter;
 mod store;
 pub mod trace;

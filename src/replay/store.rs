@@ -137,10 +137,10 @@ const SEND: &str = "
       JOIN unnest($3::text[], $4::text[]) AS q (consumer, queue) ON q.consumer = d.consumer
      ORDER BY r.nth";
 
-/// All of one replay have the same time, by which they are found again.
+/// All of one replay have the same time, by which they are found again: a job that sends in pieces names its own.
 const MARK_REPLAYING: &str = "
     UPDATE onceflow.dead_letter AS d
-       SET state = 'replaying', replays = d.replays + 1, replay_id = r.replay_id, replayed_at = transaction_timestamp(),
+       SET state = 'replaying', replays = d.replays + 1, replay_id = r.replay_id, replayed_at = coalesce($3, transaction_timestamp()),
            replayed_group = onceflow.group_of(d.group_id, d.consumer, d.event_type, d.stage, d.reason)
       FROM unnest($1::uuid[], $2::uuid[]) AS r (id, replay_id)
      WHERE d.id = r.id AND d.state = 'open'";
@@ -228,8 +228,13 @@ pub(super) async fn send(
     all_of(written, ids, "outbox rows of replays")
 }
 
-pub(super) async fn mark_replaying(tx: &Tx, ids: &[Uuid], replays: &[Uuid]) -> Result<(), DbError> {
-    let marked = tx.execute(MARK_REPLAYING, &[&ids, &replays]).await?;
+pub(super) async fn mark_replaying(
+    tx: &Tx,
+    ids: &[Uuid],
+    replays: &[Uuid],
+    since: Option<jiff::Timestamp>,
+) -> Result<(), DbError> {
+    let marked = tx.execute(MARK_REPLAYING, &[&ids, &replays, &since]).await?;
     all_of(marked, ids, "dead letters marked as replaying")
 }
 

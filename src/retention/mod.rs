@@ -1,4 +1,4 @@
-//! What is old goes: inbox rows, closed dead letters, failed attempts, audit rows.
+//! What is old goes: inbox rows, closed dead letters, failed attempts, ended jobs, audit rows.
 //!
 //! In small batches, each a transaction of its own that passes over locked rows, so that nothing on the way of an event waits for
 //! it, and any number of replicas may do it side by side.
@@ -32,6 +32,8 @@ pub struct Policy {
     pub dead_letters: Option<Duration>,
     /// Since the attempt failed; those of an event that still has a dead letter stay with it.
     pub attempts: Option<Duration>,
+    /// Since the job ended.
+    pub jobs: Option<Duration>,
     /// Since the operation.
     pub audit: Option<Duration>,
 }
@@ -45,13 +47,15 @@ pub enum Table {
     DeadLetters,
     /// `onceflow.attempt`
     Attempts,
+    /// `onceflow.bulk_job` with its items.
+    Jobs,
     /// `onceflow.audit`
     Audit,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Inbox, Self::DeadLetters, Self::Attempts, Self::Audit];
+    pub const ALL: [Self; 5] = [Self::Inbox, Self::DeadLetters, Self::Attempts, Self::Jobs, Self::Audit];
 
     /// As metrics name it.
     pub fn name(self) -> &'static str {
@@ -59,6 +63,7 @@ impl Table {
             Self::Inbox => "inbox",
             Self::DeadLetters => "dead_letters",
             Self::Attempts => "attempts",
+            Self::Jobs => "jobs",
             Self::Audit => "audit",
         }
     }
@@ -70,6 +75,7 @@ impl Policy {
             Table::Inbox => self.inbox,
             Table::DeadLetters => self.dead_letters,
             Table::Attempts => self.attempts,
+            Table::Jobs => self.jobs,
             Table::Audit => self.audit,
         }
     }

@@ -34,6 +34,19 @@ const PRUNE_ATTEMPTS: &str = "
     DELETE FROM onceflow.attempt a USING old o
     WHERE a.tenant = o.tenant AND a.consumer = o.consumer AND a.source = o.source AND a.event_id = o.event_id AND a.id = o.id";
 
+/// A job's items first, in pieces; the job itself once none is left.
+const PRUNE_JOBS: &str = "
+    WITH gone AS (
+        DELETE FROM onceflow.bulk_job j
+        WHERE j.finished_at < clock_timestamp() - $1 * interval '1 second'
+          AND NOT EXISTS (SELECT FROM onceflow.bulk_job_item i WHERE i.job_id = j.id)
+    ), old AS MATERIALIZED (
+        SELECT i.job_id, i.nth FROM onceflow.bulk_job j JOIN onceflow.bulk_job_item i ON i.job_id = j.id
+        WHERE j.finished_at < clock_timestamp() - $1 * interval '1 second'
+        LIMIT $2 FOR UPDATE OF i SKIP LOCKED
+    )
+    DELETE FROM onceflow.bulk_job_item i USING old o WHERE i.job_id = o.job_id AND i.nth = o.nth";
+
 const PRUNE_AUDIT: &str = "
     WITH old AS MATERIALIZED (
         SELECT id FROM onceflow.audit
@@ -48,6 +61,8 @@ const OLDEST_DEAD_LETTER: &str = "
     SELECT extract(epoch FROM clock_timestamp() - min(closed_at))::float8 FROM onceflow.dead_letter
     WHERE closed_at IS NOT NULL";
 const OLDEST_ATTEMPT: &str = "SELECT extract(epoch FROM clock_timestamp() - min(at))::float8 FROM onceflow.attempt";
+const OLDEST_JOB: &str =
+    "SELECT extract(epoch FROM clock_timestamp() - min(finished_at))::float8 FROM onceflow.bulk_job";
 const OLDEST_AUDIT: &str = "SELECT extract(epoch FROM clock_timestamp() - min(at))::float8 FROM onceflow.audit";
 
 /// Removes at most `most` rows that are older than `keep`, the oldest first; rows that somebody has locked are passed over.
@@ -56,6 +71,7 @@ pub(super) async fn prune(tx: &Tx, table: Table, keep: Duration, most: i64) -> R
         Table::Inbox => PRUNE_INBOX,
         Table::DeadLetters => PRUNE_DEAD_LETTERS,
         Table::Attempts => PRUNE_ATTEMPTS,
+        Table::Jobs => PRUNE_JOBS,
         Table::Audit => PRUNE_AUDIT,
     };
     tx.execute(statement, &[&keep.as_secs_f64(), &most]).await
@@ -67,6 +83,7 @@ pub(super) async fn oldest(tx: &Tx, table: Table) -> Result<f64, DbError> {
         Table::Inbox => OLDEST_INBOX,
         Table::DeadLetters => OLDEST_DEAD_LETTER,
         Table::Attempts => OLDEST_ATTEMPT,
+        Table::Jobs => OLDEST_JOB,
         Table::Audit => OLDEST_AUDIT,
     };
     let age: Option<f64> = tx.query_one(statement, &[]).await?.get(0);

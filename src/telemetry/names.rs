@@ -20,7 +20,7 @@ pub(super) const DB_CLASSES: [&str; 6] = ["contention", "timeout", "outage", "pe
 pub(super) const DEAD_STATES: [&str; 2] = ["open", "replaying"];
 pub(super) const HTTP_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 /// As the retention names them.
-pub(super) const KEPT_TABLES: [&str; 4] = ["inbox", "dead_letters", "attempts", "audit"];
+pub(super) const KEPT_TABLES: [&str; 5] = ["inbox", "dead_letters", "attempts", "jobs", "audit"];
 pub(super) const POOL_STATES: [&str; 2] = ["in_use", "idle"];
 /// Reply codes with which a broker closes a channel.
 const CHANNEL_CODES: [(u16, &str); 8] =

@@ -31,6 +31,16 @@ const ATTEMPTS: &str = "
     SELECT 'acme', 'org', 'hr', 'e' || n, gen_random_uuid(), 't', 1, clock_timestamp() - n * interval '20 days', 'host:1', '1', 'handle',
            'r', '{}'
     FROM generate_series(0, 9) AS n";
+const JOBS: &str = "
+    INSERT INTO onceflow.bulk_job (id, action, state, actor, reason, selection, bound, plan, rate, max_in_flight, canary, hold_seconds,
+        planned, waiting, skipped, finished_at)
+    VALUES ('00000000-0000-0000-0000-000000000001', 'replay', 'cancelled', 'li', 'r', '{}', now(), '{}', 50, 100, 5, 10, 1500, 0, 1500,
+            now() - interval '31 days'),
+           ('00000000-0000-0000-0000-000000000002', 'replay', 'running', 'li', 'r', '{}', now(), '{}', 50, 100, 5, 10, 1500, 1500, 0, NULL);
+    INSERT INTO onceflow.bulk_job_item (job_id, nth, tenant, dead_letter_id, consumer, key, turn, canary, ready, state, reason)
+    SELECT j.id, n, 'acme', gen_random_uuid(), 'org', gen_random_uuid(), 1, false, true,
+           CASE WHEN j.finished_at IS NULL THEN 'waiting' ELSE 'skipped' END, CASE WHEN j.finished_at IS NULL THEN NULL ELSE 'cancelled' END
+    FROM onceflow.bulk_job j, generate_series(1, 1500) AS n;";
 const AUDIT: &str = "
     INSERT INTO onceflow.audit (id, actor, action, subject, at)
     SELECT gen_random_uuid(), 'li', 'dlq.replay', 'ids', clock_timestamp() - n * interval '20 days' FROM generate_series(0, 3) AS n";
@@ -80,6 +90,17 @@ async fn attempts_go_by_their_age_unless_their_event_still_has_a_dead_letter() {
     assert_eq!(prune(&pool, Table::Attempts, Some(DAY * 30)).await.unwrap(), 6);
     let left = "SELECT string_agg(event_id, ' ' ORDER BY event_id) FROM onceflow.attempt";
     assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, &str>(0), "e0 e1 e2 e3");
+}
+
+#[tokio::test]
+async fn an_ended_job_goes_with_its_list_and_one_that_runs_stays() {
+    let (_database, client, pool) = start().await;
+    client.batch_execute(JOBS).await.unwrap();
+    assert_eq!(prune(&pool, Table::Jobs, Some(DAY * 30)).await.unwrap(), 1_500);
+    prune(&pool, Table::Jobs, Some(DAY * 30)).await.unwrap();
+    assert_eq!(count(&client, "SELECT count(*) FROM onceflow.bulk_job_item").await, 1_500);
+    let left = "SELECT count(*) FROM onceflow.bulk_job WHERE finished_at IS NULL";
+    assert_eq!((count(&client, left).await, count(&client, "SELECT count(*) FROM onceflow.bulk_job").await), (1, 1));
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod consumers;
 mod dead_letters;
+mod jobs;
 mod outbox;
 mod status;
 mod tokens;
@@ -21,7 +22,7 @@ use super::wire::ACTOR_HEADER;
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`routes`], below `/api/v1`, as they are counted.
-pub(super) const ROUTES: [&str; 18] = [
+pub(super) const ROUTES: [&str; 25] = [
     "/status",
     "/dlq",
     "/dlq/groups",
@@ -39,6 +40,13 @@ pub(super) const ROUTES: [&str; 18] = [
     "/tokens",
     "/tokens/revoke",
     "/events/trace",
+    "/jobs",
+    "/jobs/{id}",
+    "/jobs/{id}/start",
+    "/jobs/{id}/pause",
+    "/jobs/{id}/resume",
+    "/jobs/{id}/cancel",
+    "/jobs/{id}/rate",
     "other",
 ];
 
@@ -61,6 +69,13 @@ pub(super) fn routes() -> Router<Arc<AdminState>> {
         .route("/tokens", get(tokens::list).post(tokens::create))
         .route("/tokens/revoke", post(tokens::revoke))
         .route("/events/trace", get(trace::trace))
+        .route("/jobs", get(jobs::list).post(jobs::create))
+        .route("/jobs/{id}", get(jobs::show))
+        .route("/jobs/{id}/start", post(jobs::start))
+        .route("/jobs/{id}/pause", post(jobs::pause))
+        .route("/jobs/{id}/resume", post(jobs::resume))
+        .route("/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/jobs/{id}/rate", post(jobs::rate))
         .fallback(not_found)
 }
 

@@ -1,6 +1,4 @@
-//! `onceflow dlq replay` and `onceflow dlq discard`
-
-use std::io::{self, BufRead, IsTerminal};
+//! `onceflow dlq replay` and `onceflow dlq discard`: one at once, more as a job.
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -9,17 +7,24 @@ use super::super::client::Client;
 use super::super::context::Context;
 use super::super::exit::{Ending, Exit, Failure};
 use super::super::output::Rows;
+use super::bulk::{self, JobArgs};
 use super::select::FilterArgs;
 use super::wait;
 use crate::admin::wire::ChangeRequest;
+use crate::replay::job::Action;
 use crate::replay::{Done, Selection, Settled, Why};
 
 pub(super) const REPLAY_EXAMPLES: &str = "\
 Examples:
-  onceflow dlq replay 0197a1b2-…
-  onceflow dlq replay --group 1a2b3c4d --reason 'parent department imported' --wait
-  onceflow dlq replay --consumer sms --reason-code expired --dry-run
-  onceflow dlq replay --all --reason 'fixed in 1.4' --expect-count 37
+  onceflow dlq replay 0197a1b2-…                        one, at once
+  onceflow dlq plan --group 1a2b3c4d                    what a replay would do
+  onceflow dlq replay --group 1a2b3c4d --reason 'parent department imported'
+  onceflow dlq replay --all --reason 'fixed in 1.4' --expect-count 37 --rate 100/s --hold 0s
+  onceflow dlq replay --consumer sms --reason 'provider is back' --no-wait
+
+A filter, or more than one id, is a job: the list is frozen, nothing is sent during --hold (`onceflow jobs cancel` undoes it), the
+first few must succeed before the rest follows, and it stops by itself when too many fail. It survives restarts of the service.
+Waiting ends with 0 all succeeded, 4 some failed again, 1 stopped, paused or cancelled.
 
 The message goes only to the consumer that failed, through the outbox, with its id unchanged; the inbox makes a second
 application a no-op.";
@@ -27,42 +32,54 @@ application a no-op.";
 pub(super) const DISCARD_EXAMPLES: &str = "\
 Examples:
   onceflow dlq discard 0197a1b2-… --reason 'test message'
-  onceflow dlq discard --consumer org --reason-code unknown_type --reason 'wrong queue' --expect-count 12";
+  onceflow dlq discard --consumer org --reason-code unknown_type --reason 'wrong queue' --expect-count 12
+
+A filter, or more than one id, is a job, as for `onceflow dlq replay`; it needs no canary.";
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct ChangeArgs {
     /// Ids of dead letters
     #[arg(value_name = "ID")]
-    ids: Vec<Uuid>,
+    pub(super) ids: Vec<Uuid>,
     #[command(flatten)]
-    filter: FilterArgs,
+    pub(super) filter: FilterArgs,
     /// Every open dead letter
     #[arg(long, conflicts_with = "ids")]
-    all: bool,
+    pub(super) all: bool,
     /// Why; needed for more than one, kept in the audit
     #[arg(long, value_name = "TEXT")]
-    reason: Option<String>,
+    pub(super) reason: Option<String>,
     /// Only tell what would be done
     #[arg(short = 'n', long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Don't ask on a terminal
     #[arg(short, long)]
-    yes: bool,
+    pub(super) yes: bool,
     /// Do nothing and exit 5 unless exactly this many are eligible
     #[arg(long, value_name = "N")]
-    expect_count: Option<usize>,
+    pub(super) expect_count: Option<usize>,
     /// At most this many, the oldest first
     #[arg(long, value_name = "N")]
-    max: Option<usize>,
+    pub(super) max: Option<usize>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct ReplayArgs {
     #[command(flatten)]
     change: ChangeArgs,
-    /// Wait until the consumer has dealt with them (at most --timeout); exit 4 when some failed again
-    #[arg(long)]
+    #[command(flatten)]
+    job: JobArgs,
+    /// Of a single one: wait until the consumer has dealt with it (at most --timeout). A job is waited for anyway
+    #[arg(long, conflicts_with = "no_wait")]
     wait: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct DiscardArgs {
+    #[command(flatten)]
+    change: ChangeArgs,
+    #[command(flatten)]
+    job: JobArgs,
 }
 
 /// What is printed: what was done, and how it ended where that was waited for.
@@ -74,8 +91,11 @@ struct Report<'a> {
 }
 
 pub(super) async fn replay(context: &Context, args: &ReplayArgs) -> Ending {
-    let client = context.client()?;
-    let done = change(context, &client, &args.change, "replay").await?;
+    let (client, selection) = (context.client()?, selection(&args.change)?);
+    if bulk::is_bulk(&selection) {
+        return bulk::run(context, &client, (Action::Replay, selection), (&args.change, &args.job)).await;
+    }
+    let done = change(&client, &args.change, selection, "replay").await?;
     let waits = args.wait && !done.dry_run && !done.ids.is_empty();
     let settled = if waits { Some(wait::until_settled(context, &client, &done.ids).await?) } else { None };
     print(context, &done, settled, "replay")?;
@@ -89,36 +109,28 @@ pub(super) async fn replay(context: &Context, args: &ReplayArgs) -> Ending {
     }
 }
 
-pub(super) async fn discard(context: &Context, args: &ChangeArgs) -> Ending {
-    let client = context.client()?;
-    let done = change(context, &client, args, "discard").await?;
+pub(super) async fn discard(context: &Context, args: &DiscardArgs) -> Ending {
+    let (client, selection) = (context.client()?, selection(&args.change)?);
+    if bulk::is_bulk(&selection) {
+        return bulk::run(context, &client, (Action::Discard, selection), (&args.change, &args.job)).await;
+    }
+    let done = change(&client, &args.change, selection, "discard").await?;
     print(context, &done, None, "discard")?;
     ending(&done)
 }
 
-async fn change(context: &Context, client: &Client, args: &ChangeArgs, verb: &str) -> Result<Done, Failure> {
-    let mut request = ChangeRequest {
-        selection: selection(args)?,
+async fn change(client: &Client, args: &ChangeArgs, selection: Selection, verb: &str) -> Result<Done, Failure> {
+    let request = ChangeRequest {
+        selection,
         reason: args.reason.clone(),
         dry_run: args.dry_run,
         expect_count: args.expect_count,
         max: args.max,
     };
-    let path = format!("dlq/{verb}");
-    let asks = !args.dry_run && !args.yes && is_bulk(&request.selection) && io::stdin().is_terminal();
-    if asks {
-        let plan: Done = client.post(&path, &ChangeRequest { dry_run: true, ..request.clone() }).await?;
-        if plan.ids.is_empty() {
-            return Ok(plan);
-        }
-        confirm(context, &plan, verb)?;
-        // What was agreed to is what is done, also when more arrived meanwhile.
-        request.expect_count = Some(plan.ids.len() + plan.left);
-    }
-    client.post(&path, &request).await
+    client.post(&format!("dlq/{verb}"), &request).await
 }
 
-fn selection(args: &ChangeArgs) -> Result<Selection, Failure> {
+pub(super) fn selection(args: &ChangeArgs) -> Result<Selection, Failure> {
     let filter = args.filter.filter(None);
     match (args.ids.is_empty(), filter.is_empty()) {
         (false, false) => Err(Failure::new(Exit::Usage, "ids and filters can't be combined")),
@@ -128,25 +140,6 @@ fn selection(args: &ChangeArgs) -> Result<Selection, Failure> {
             Err(Failure::new(Exit::Usage, "no dead letters are named").or_try(remedy))
         }
         (true, _) => Ok(Selection::Filter(filter)),
-    }
-}
-
-fn is_bulk(selection: &Selection) -> bool {
-    match selection {
-        Selection::Ids(ids) => ids.len() > 1,
-        Selection::Filter(_) => true,
-    }
-}
-
-fn confirm(context: &Context, plan: &Done, verb: &str) -> Result<(), Failure> {
-    let by: Vec<String> = plan.consumers.iter().map(|(name, count)| format!("{name} {count}")).collect();
-    let left = if plan.left > 0 { format!(" ({} more stay)", plan.left) } else { String::new() };
-    context.out.say(&format!("{verb} {} dead letters: {}{left}. Type yes to go on:", plan.ids.len(), by.join(", ")));
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    match read {
-        Ok(_) if matches!(answer.trim(), "yes" | "y") => Ok(()),
-        _ => Err(Failure::new(Exit::Failed, "nothing was changed").because("it was not agreed to")),
     }
 }
 

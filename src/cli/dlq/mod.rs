@@ -1,13 +1,17 @@
 //! `onceflow dlq …`: dead letters.
 
+mod bulk;
 mod change;
 mod groups;
 mod list;
 mod note;
 mod payload;
+mod plan;
 mod select;
 mod show;
 mod wait;
+
+pub(super) use bulk::rate;
 
 use clap::Subcommand;
 
@@ -28,12 +32,15 @@ pub(super) enum Command {
     /// One dead letter with payload, headers, errors and what has to do with it.
     #[command(after_help = show::EXAMPLES)]
     Show(show::Args),
+    /// What replaying all that match would do: how many, which are left out and why, how long.
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(plan::Args),
     /// Send dead letters again, only to the consumer that failed.
     #[command(after_help = change::REPLAY_EXAMPLES)]
     Replay(change::ReplayArgs),
     /// Close dead letters for good; they stay readable.
     #[command(after_help = change::DISCARD_EXAMPLES)]
-    Discard(change::ChangeArgs),
+    Discard(change::DiscardArgs),
 }
 
 pub(super) async fn run(context: &Context, command: Command) -> Ending {
@@ -42,6 +49,7 @@ pub(super) async fn run(context: &Context, command: Command) -> Ending {
         Command::Groups(args) => groups::run(context, &args).await,
         Command::Note(args) => note::run(context, &args).await,
         Command::Show(args) => show::run(context, &args).await,
+        Command::Plan(args) => plan::run(context, &args).await,
         Command::Replay(args) => change::replay(context, &args).await,
         Command::Discard(args) => change::discard(context, &args).await,
     }

@@ -70,8 +70,7 @@ const GROUPS: &str = "
       LEFT JOIN LATERAL (
         SELECT actor
           FROM onceflow.audit
-         WHERE at >= r.at AND at < r.at + interval '10 minutes' AND action LIKE 'dlq.replay%'
-           AND detail -> 'ids' ? sent.any_id
+         WHERE detail -> 'ids' ? sent.any_id AND at >= r.at AND action IN ('dlq.replay', 'job.replay')
          ORDER BY at
          LIMIT 1) AS who ON true
       LEFT JOIN onceflow.dead_letter_group AS g ON g.group_id = c.id

@@ -79,7 +79,8 @@ fn hands<'a>(found: &'a Found, question: &'a Question) -> impl Iterator<Item = P
     found.hands.iter().filter_map(move |(id, at, hand)| {
         let known = named.get(id).copied().flatten().cloned();
         let event = known.or_else(|| rows.get(id).map(|waiting| event_of(waiting, found, question)))?;
-        let what = if hand.action == "dlq.replay" { What::Replayed } else { What::Changed };
+        let what =
+            if matches!(hand.action.as_str(), "dlq.replay" | "job.replay") { What::Replayed } else { What::Changed };
         Some(step(&event, *at, what(hand.clone())))
     })
 }

@@ -1,0 +1,172 @@
+//! Jobs: plan one, look, and steer it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use uuid::Uuid;
+
+use super::super::problem::Problem;
+use super::super::state::{AdminState, end_change};
+use super::super::wire::{JobChange, JobRequest, Jobs};
+use super::{actor, words};
+use crate::db::Tx;
+use crate::replay::job::{self, Job, JobError, NewJob, Planned};
+use crate::replay::{MAX_CHANGES, Selection};
+
+const DEFAULT_LIST: u32 = 50;
+
+type Id = Result<Path<Uuid>, PathRejection>;
+type Body<T> = Result<Json<T>, JsonRejection>;
+type Params = Result<Query<BTreeMap<String, String>>, QueryRejection>;
+
+pub(super) async fn create(
+    State(state): State<Arc<AdminState>>,
+    headers: HeaderMap,
+    body: Body<JobRequest>,
+) -> Result<Json<Planned>, Problem> {
+    let new = new_job(&headers, body?.0)?;
+    let consumers: Vec<&str> = state.consumers.iter().map(|c| c.name).collect();
+    let tx = state.begin().await?;
+    let result = job::create(&tx, &new, &consumers).await;
+    let planned = end_change(tx, result, !new.dry_run).await?;
+    if let Some(job) = planned.job.as_ref().filter(|_| !planned.repeated) {
+        let (id, count) = (job.id, job.planned);
+        tracing::info!(actor = new.actor, job = %id, count, "job {id} was planned with {count} dead letters");
+    }
+    Ok(Json(planned))
+}
+
+pub(super) async fn list(State(state): State<Arc<AdminState>>, params: Params) -> Result<Json<Jobs>, Problem> {
+    let Query(params) = params?;
+    let limit = params.get("limit").map_or(Ok(DEFAULT_LIST), |text| text.parse());
+    let limit = limit.map_err(|_| Problem::invalid("invalid_limit", "limit is a number from 1 to 200"))?;
+    let tx = state.begin_read().await?;
+    let items = job::jobs(&tx, limit).await;
+    tx.rollback().await;
+    Ok(Json(Jobs { items: items? }))
+}
+
+pub(super) async fn show(State(state): State<Arc<AdminState>>, id: Id) -> Result<Json<Job>, Problem> {
+    let Path(id) = id?;
+    let tx = state.begin_read().await?;
+    let job = job::job(&tx, id).await;
+    tx.rollback().await;
+    Ok(Json(job?))
+}
+
+pub(super) async fn start(
+    State(state): State<Arc<AdminState>>,
+    id: Id,
+    headers: HeaderMap,
+    body: Body<JobChange>,
+) -> Result<Json<Job>, Problem> {
+    let order = Order::read(id, &headers, body)?;
+    let tx = state.begin().await?;
+    let result = job::start(&tx, order.id, order.by()).await;
+    order.end(tx, result, "started").await
+}
+
+pub(super) async fn pause(
+    State(state): State<Arc<AdminState>>,
+    id: Id,
+    headers: HeaderMap,
+    body: Body<JobChange>,
+) -> Result<Json<Job>, Problem> {
+    let order = Order::read(id, &headers, body)?;
+    let tx = state.begin().await?;
+    let result = job::pause(&tx, order.id, order.by()).await;
+    order.end(tx, result, "paused").await
+}
+
+pub(super) async fn resume(
+    State(state): State<Arc<AdminState>>,
+    id: Id,
+    headers: HeaderMap,
+    body: Body<JobChange>,
+) -> Result<Json<Job>, Problem> {
+    let order = Order::read(id, &headers, body)?;
+    let tx = state.begin().await?;
+    let result = job::resume(&tx, order.id, order.by()).await;
+    order.end(tx, result, "resumed").await
+}
+
+pub(super) async fn cancel(
+    State(state): State<Arc<AdminState>>,
+    id: Id,
+    headers: HeaderMap,
+    body: Body<JobChange>,
+) -> Result<Json<Job>, Problem> {
+    let order = Order::read(id, &headers, body)?;
+    let tx = state.begin().await?;
+    let result = job::cancel(&tx, order.id, order.by()).await;
+    order.end(tx, result, "cancelled").await
+}
+
+pub(super) async fn rate(
+    State(state): State<Arc<AdminState>>,
+    id: Id,
+    headers: HeaderMap,
+    body: Body<JobChange>,
+) -> Result<Json<Job>, Problem> {
+    let order = Order::read(id, &headers, body)?;
+    let rate =
+        order.rate.ok_or_else(|| Problem::invalid("invalid_setting", "rate: dead letters a second are needed"))?;
+    let tx = state.begin().await?;
+    let result = job::set_rate(&tx, order.id, rate, order.by()).await;
+    order.end(tx, result, "given another rate").await
+}
+
+/// What an operator wants of a job.
+struct Order {
+    id: Uuid,
+    actor: String,
+    reason: String,
+    rate: Option<u32>,
+}
+
+impl Order {
+    fn read(id: Id, headers: &HeaderMap, body: Body<JobChange>) -> Result<Self, Problem> {
+        let (Path(id), Json(change)) = (id?, body?);
+        let reason = change.reason.as_deref().map(|text| words("reason", text)).transpose()?;
+        let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
+        Ok(Self { id, actor: actor(headers)?, reason, rate: change.rate })
+    }
+
+    fn by(&self) -> (&str, &str) {
+        (&self.actor, &self.reason)
+    }
+
+    async fn end(&self, tx: Tx, result: Result<Job, JobError>, verb: &str) -> Result<Json<Job>, Problem> {
+        let job = end_change(tx, result, true).await?;
+        tracing::info!(actor = self.actor, reason = self.reason, job = %job.id, "job {} was {verb}", job.id);
+        Ok(Json(job))
+    }
+}
+
+fn new_job(headers: &HeaderMap, request: JobRequest) -> Result<NewJob, Problem> {
+    if let Selection::Ids(ids) = &request.selection
+        && ids.len() > MAX_CHANGES
+    {
+        return Err(Problem::invalid(
+            "too_many_ids",
+            format!("at most {MAX_CHANGES} ids at once; a filter takes more"),
+        ));
+    }
+    let reason = request.reason.as_deref().map(|text| words("reason", text)).transpose()?;
+    Ok(NewJob {
+        action: request.action,
+        selection: request.selection,
+        actor: actor(headers)?,
+        reason,
+        settings: request.settings,
+        dry_run: request.dry_run,
+        start: !request.plan_only,
+        expect_count: request.expect_count,
+        max: request.max,
+        idempotency_key: request.idempotency_key,
+    })
+}
