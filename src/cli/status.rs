@@ -86,7 +86,8 @@ fn advise(context: &Context, address: &str, report: &StatusReport) {
         if consumer.dead_open.is_some_and(|open| open > 0) {
             out.say(&format!("  -> onceflow dlq groups --consumer {}", consumer.consumer));
         }
-        if consumer.state == "paused" {
+        // A kill switch closes by itself.
+        if consumer.switch.as_ref().is_some_and(|switch| switch.paused) {
             out.say(&format!("  -> onceflow consumers resume {} --reason ...", consumer.consumer));
         }
     }

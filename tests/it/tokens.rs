@@ -88,14 +88,15 @@ async fn as_soon_as_there_is_a_token_nobody_is_let_in_without_a_valid_one() {
 async fn what_is_done_with_a_token_stands_in_the_audit_under_its_name_whatever_the_caller_claims() {
     let database = Database::new().await;
     let door = Door::open(database.pool(), None).await;
-    let operator = token(&door, None, "li", "operator").await;
+    let admin = token(&door, None, "chen", "admin").await;
+    let operator = token(&door, Some(&admin), "li", "operator").await;
     let body = json!({ "reason": "the bank is down" });
     assert_eq!(ask(&door, Some(&operator), Method::POST, "/consumers/payment/pause", body).await.0, 200);
     let client = database.client().await;
     let sql = "SELECT actor FROM onceflow.audit WHERE action <> 'token.create'";
     let actor: String = client.query_one(sql, &[]).await.unwrap().get(0);
     assert_eq!(actor, "li (claims to be wang)");
-    let sql = "SELECT subject, detail->>'role' FROM onceflow.audit WHERE action = 'token.create'";
+    let sql = "SELECT subject, detail->>'role' FROM onceflow.audit WHERE action = 'token.create' AND subject = 'li'";
     let row = client.query_one(sql, &[]).await.unwrap();
     assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1)), ("li", "operator"));
 }
@@ -158,4 +159,20 @@ async fn a_token_goes_to_a_file_and_a_viewer_who_tries_more_is_told_so_with_exit
     let listed = command(&door, Some(&admin), &["token", "list", "-o", "json"]).await;
     let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
     assert_eq!(listed["items"].as_array().unwrap().len(), 2, "{listed}");
+}
+
+#[tokio::test]
+async fn nobody_is_locked_out_by_a_token_without_an_admin() {
+    let database = Database::new().await;
+    let door = Door::open(database.pool(), None).await;
+    let first = json!({ "name": "li", "role": "operator" });
+    let (status, answer) = ask(&door, None, Method::POST, "/tokens", first).await;
+    assert_eq!((status, &answer["code"]), (409, &json!("no_admin")), "{answer}");
+    let admin = token(&door, None, "chen", "admin").await;
+    token(&door, Some(&admin), "li", "operator").await;
+    let revoke = |name: &str| json!({ "name": name });
+    let (status, answer) = ask(&door, Some(&admin), Method::POST, "/tokens/revoke", revoke("chen")).await;
+    assert_eq!((status, &answer["code"]), (409, &json!("last_admin")), "{answer}");
+    assert_eq!(ask(&door, Some(&admin), Method::POST, "/tokens/revoke", revoke("li")).await.0, 200);
+    assert_eq!(ask(&door, Some(&admin), Method::POST, "/tokens/revoke", revoke("chen")).await.0, 200);
 }

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 
 use super::super::problem::Problem;
 use super::super::state::{AdminState, end_change, end_read};
-use super::super::tokens;
+use super::super::tokens::{self, Ended, Made};
 use super::super::wire::{NewToken, Token, TokenName, TokenRequest, Tokens};
 use super::{actor, words};
 
@@ -32,10 +32,18 @@ pub(super) async fn create(
     let Json(TokenRequest { name, role }) = body?;
     let (actor, name) = (actor(&headers)?, name_of(&name)?);
     let tx = state.begin().await?;
-    let result = tokens::create(&tx, &name, role, &actor).await;
-    let Some((token, secret)) = end_change(tx, result, true).await? else {
-        let detail = format!("there is a valid token {name:?} already; revoke it first, or take another name");
-        return Err(Problem::new(StatusCode::CONFLICT, "token_exists", detail));
+    let result = tokens::create(&tx, (&name, role), &actor, state.token.is_some()).await;
+    let (token, secret) = match end_change(tx, result, true).await? {
+        Made::Token(token, secret) => (token, secret),
+        Made::NameTaken => {
+            let detail = format!("there is a valid token {name:?} already; revoke it first, or take another name");
+            return Err(Problem::new(StatusCode::CONFLICT, "token_exists", detail));
+        }
+        Made::NoAdmin => {
+            let detail = "make an admin's token first: once there is a token nobody is let in without one, and only an admin \
+                          makes and revokes tokens";
+            return Err(Problem::new(StatusCode::CONFLICT, "no_admin", detail));
+        }
     };
     tracing::info!(actor, token = name, role = role.as_str(), "token {name} was made");
     Ok(Json(NewToken { token, secret: secret.tell() }))
@@ -49,9 +57,15 @@ pub(super) async fn revoke(
     let Json(TokenName { name }) = body?;
     let (actor, name) = (actor(&headers)?, name_of(&name)?);
     let tx = state.begin().await?;
-    let result = tokens::revoke(&tx, &name, &actor).await;
-    let revoked = end_change(tx, result, true).await?;
-    let token = revoked.ok_or_else(|| Problem::not_found(&format!("a valid token {name:?}")))?;
+    let result = tokens::revoke(&tx, &name, &actor, state.token.is_some()).await;
+    let token = match end_change(tx, result, true).await? {
+        Ended::Token(token) => token,
+        Ended::Unknown => return Err(Problem::not_found(&format!("a valid token {name:?}"))),
+        Ended::LastAdmin => {
+            let detail = format!("{name:?} is the last admin: make another one first, or revoke the others before");
+            return Err(Problem::new(StatusCode::CONFLICT, "last_admin", detail));
+        }
+    };
     tracing::info!(actor, token = name, "token {name} was revoked");
     Ok(Json(token))
 }

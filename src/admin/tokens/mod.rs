@@ -52,19 +52,55 @@ pub(super) async fn list(tx: &Tx) -> Result<Vec<Token>, DbError> {
     store::list(tx).await
 }
 
-/// Makes a token; `None` when a valid one has the name already.
-pub(super) async fn create(tx: &Tx, name: &str, role: Role, actor: &str) -> Result<Option<(Token, Secret)>, DbError> {
-    let (id, secret) = (Uuid::now_v7(), Secret::new());
-    let Some(token) = store::insert(tx, id, (name, role, actor), &hash(&secret.0)).await? else { return Ok(None) };
-    store::audit(tx, (actor, "token.create", name), role).await?;
-    Ok(Some((token, secret)))
+/// What came of making a token.
+pub(super) enum Made {
+    /// The token and what is to be told once.
+    Token(Token, Secret),
+    /// A valid one has the name already.
+    NameTaken,
+    /// Nobody could make or end tokens any more.
+    NoAdmin,
 }
 
-/// Ends a token, by its name. Returns it, or `None` when no valid one has the name.
-pub(super) async fn revoke(tx: &Tx, name: &str, actor: &str) -> Result<Option<Token>, DbError> {
-    let Some(token) = store::revoke(tx, name, actor).await? else { return Ok(None) };
+/// What came of ending a token.
+pub(super) enum Ended {
+    /// It is no longer valid.
+    Token(Token),
+    /// No valid one has the name.
+    Unknown,
+    /// Others would be left that nobody could end any more.
+    LastAdmin,
+}
+
+/// Makes a token. The first is an admin's unless the configuration has one (`configured`), for as soon as there is one nobody is let
+/// in without.
+pub(super) async fn create(
+    tx: &Tx,
+    (name, role): (&str, Role),
+    actor: &str,
+    configured: bool,
+) -> Result<Made, DbError> {
+    let left = store::left(tx, name).await?;
+    if role != Role::Admin && left.admins == 0 && !configured {
+        return Ok(Made::NoAdmin);
+    }
+    let (id, secret) = (Uuid::now_v7(), Secret::new());
+    let Some(token) = store::insert(tx, id, (name, role, actor), &hash(&secret.0)).await? else {
+        return Ok(Made::NameTaken);
+    };
+    store::audit(tx, (actor, "token.create", name), role).await?;
+    Ok(Made::Token(token, secret))
+}
+
+/// Ends a token, by its name.
+pub(super) async fn revoke(tx: &Tx, name: &str, actor: &str, configured: bool) -> Result<Ended, DbError> {
+    let left = store::left(tx, name).await?;
+    if left.is_admin && left.admins == 1 && left.others > 0 && !configured {
+        return Ok(Ended::LastAdmin);
+    }
+    let Some(token) = store::revoke(tx, name, actor).await? else { return Ok(Ended::Unknown) };
     store::audit(tx, (actor, "token.revoke", name), token.role).await?;
-    Ok(Some(token))
+    Ok(Ended::Token(token))
 }
 
 fn hash(token: &str) -> Vec<u8> {

@@ -10,6 +10,15 @@ const OWNER: &str = "SELECT name, role FROM onceflow.api_token WHERE hash = $1 A
 
 const ANY: &str = "SELECT EXISTS (SELECT FROM onceflow.api_token WHERE revoked_at IS NULL)";
 
+/// Who makes or ends tokens does so alone: whether an admin is left is asked first.
+const ALONE: &str = "LOCK TABLE onceflow.api_token IN SHARE ROW EXCLUSIVE MODE";
+
+/// Valid ones: admins, others, and whether the one of this name is an admin's.
+const LEFT: &str = "
+    SELECT count(*) FILTER (WHERE role = 'admin'), count(*) FILTER (WHERE role <> 'admin'),
+           coalesce(bool_or(role = 'admin') FILTER (WHERE name = $1), false)
+    FROM onceflow.api_token WHERE revoked_at IS NULL";
+
 const LIST: &str = "
     SELECT id, name, role, created_at, created_by, revoked_at, revoked_by
     FROM onceflow.api_token ORDER BY created_at DESC, id LIMIT 1000";
@@ -34,6 +43,21 @@ pub(super) async fn owner(tx: &Tx, hash: &[u8]) -> Result<Option<(String, Role)>
 
 pub(super) async fn any(tx: &Tx) -> Result<bool, DbError> {
     Ok(tx.query_one(ANY, &[]).await?.get(0))
+}
+
+/// Valid tokens as they are now, and as they stay until the transaction ends.
+pub(super) async fn left(tx: &Tx, name: &str) -> Result<Left, DbError> {
+    tx.execute(ALONE, &[]).await?;
+    let row = tx.query_one(LEFT, &[&name]).await?;
+    Ok(Left { admins: row.get(0), others: row.get(1), is_admin: row.get(2) })
+}
+
+/// Valid tokens.
+pub(super) struct Left {
+    pub(super) admins: i64,
+    pub(super) others: i64,
+    /// Whether the one that was asked for is an admin's.
+    pub(super) is_admin: bool,
 }
 
 pub(super) async fn list(tx: &Tx) -> Result<Vec<Token>, DbError> {

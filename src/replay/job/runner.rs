@@ -16,7 +16,7 @@ use super::control::books;
 use super::machine::{self, Next, Pace, View};
 use super::model::{Action, Job, State};
 use super::store::{self, End, Lease, Locked, Picked};
-use crate::db::{Class, Commit, DbError, Pool, Tx};
+use crate::db::{Class, DbError, Pool, Tx};
 use crate::health::{Check, Health};
 use crate::pacing::Pacing;
 
@@ -145,21 +145,13 @@ async fn take(runner: &Runner, holder: Uuid, most: usize) -> Result<Vec<Lease>, 
         tx.rollback().await;
         return Ok(taken);
     }
-    committed(tx).await.map(|()| taken)
+    tx.commit_repeatable().await.map(|()| taken)
 }
 
 async fn release(runner: &Runner, lease: Lease) -> Result<(), DbError> {
     let tx = runner.pool.begin().await?;
     store::release(&tx, lease).await?;
-    committed(tx).await
-}
-
-/// After a lost answer to COMMIT the next step sees in the database which it was.
-async fn committed(tx: Tx) -> Result<(), DbError> {
-    match tx.commit().await {
-        Commit::Committed => Ok(()),
-        Commit::RolledBack(error) | Commit::Unknown(error) => Err(error),
-    }
+    tx.commit_repeatable().await
 }
 
 /// One transaction with a job: writes down results, decides, and does it.
@@ -211,7 +203,7 @@ async fn finish(
     if ends {
         store::release(&tx, mine.lease).await?;
     }
-    committed(tx).await?;
+    tx.commit_repeatable().await?;
     mine.saved = Instant::now();
     if before.state != locked.job.state {
         let (id, state) = (locked.job.id, locked.job.state.as_str());
