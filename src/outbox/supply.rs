@@ -1,6 +1,6 @@
 //! The rows at hand, and where the next ones come from: from memory as long as that has everything, else from the table.
 
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

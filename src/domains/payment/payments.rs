@@ -1,6 +1,6 @@
 //! The payments that a batch deals with: those that were recorded before, those that it adds, and the orphans that it settles.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use super::event::{Callback, Status};
 use super::verdict::Verdict;

@@ -3,7 +3,7 @@
 //! Each event finds the orders and payments as the events before it left them, so a batch leaves what its events would
 //! leave one by one. Planning needs no database: where an assumption proves wrong, it is done again.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use futures_util::future::{try_join, try_join4};
 

@@ -15,7 +15,7 @@
 //! through a table that grows since, the statement is an upsert or a lateral subquery that can't be flattened, which finds
 //! each row by its key.
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashMapExt as _, HashSet};
 
 use tokio_postgres::Row as PgRow;
 use tokio_postgres::types::FromSqlOwned;

@@ -1,6 +1,6 @@
 //! What the database holds of the orders of a batch, locked and read in as many statements for one event as for a hundred.
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 
 use futures_util::future::try_join;
 

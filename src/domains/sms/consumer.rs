@@ -1,6 +1,6 @@
 //! Reads `sms.requested.v1`, set by set: look up, judge, store, tell.
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashMapExt as _, HashSet, HashSetExt as _};
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};

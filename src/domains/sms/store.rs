@@ -1,6 +1,6 @@
 //! All SQL of the SMS tables.
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashSet, HashSetExt as _};
 
 use jiff::Timestamp;
 
