@@ -22,32 +22,34 @@ pub(super) fn outgoing(row: &mut Pending, egress: &str) -> Outgoing {
 
 fn stored(row: &mut Pending) -> Message {
     let mut message = Message { body: row.body.clone(), ..Message::default() };
-    overlay(&mut message, row.headers.take());
+    overlay(&mut message, Vec::new(), row.headers.take());
     message
 }
 
 fn cloud_event(row: &mut Pending) -> Message {
-    let mut headers = Headers::new();
-    let mut set = |name: &str, value: String| headers.insert(name.to_owned(), Value::from(value));
-    set("cloudEvents:specversion", "1.0".to_owned());
-    set("cloudEvents:id", row.id.to_string());
-    set("cloudEvents:source", "onceflow/outbox".to_owned());
-    set("cloudEvents:type", row.event_type.clone());
-    set("cloudEvents:subject", [&row.aggregate_type, "/", &row.aggregate_id].concat());
-    set("cloudEvents:time", row.created_at.to_string());
-    set("cloudEvents:tenant", row.tenant.clone());
+    let own = |name: &str, value: String| (name.to_owned(), Value::from(value));
     let tenant_prefix = row.tenant.len() + 1;
-    set("cloudEvents:partitionkey", row.key.get(tenant_prefix..).unwrap_or_default().to_owned());
+    let key = row.key.get(tenant_prefix..).unwrap_or_default();
+    // By name, so that the map is built in one go.
+    let own = [
+        own("cloudEvents:id", row.id.to_string()),
+        own("cloudEvents:partitionkey", key.to_owned()),
+        own("cloudEvents:source", "onceflow/outbox".to_owned()),
+        own("cloudEvents:specversion", "1.0".to_owned()),
+        own("cloudEvents:subject", [&row.aggregate_type, "/", &row.aggregate_id].concat()),
+        own("cloudEvents:tenant", row.tenant.clone()),
+        own("cloudEvents:time", row.created_at.to_string()),
+        own("cloudEvents:type", row.event_type.clone()),
+    ];
     let mut message = Message {
         message_id: Some(row.id.to_string()),
         message_type: Some(row.event_type.clone()),
         content_type: Some(if row.is_json { "application/json" } else { "application/protobuf" }.to_owned()),
         timestamp: u64::try_from(row.created_at.as_second()).ok(),
-        headers,
         body: row.body.clone(),
         ..Message::default()
     };
-    overlay(&mut message, row.headers.take());
+    overlay(&mut message, own.into(), row.headers.take());
     if message.correlation_id.is_none() {
         let correlation = message.headers.get("cloudEvents:correlationid").and_then(Value::as_str);
         message.correlation_id = correlation.filter(|id| id.len() <= 255).map(str::to_owned);
@@ -55,22 +57,24 @@ fn cloud_event(row: &mut Pending) -> Message {
     message
 }
 
-/// Keys `amqp:…` are properties, all others headers.
-fn overlay(message: &mut Message, stored: Value) {
-    let Value::Object(stored) = stored else { return };
-    for (key, value) in stored {
-        match key.as_str() {
-            "amqp:message_id" => message.message_id = text(value),
-            "amqp:type" => message.message_type = text(value),
-            "amqp:content_type" => message.content_type = text(value),
-            "amqp:content_encoding" => message.content_encoding = text(value),
-            "amqp:correlation_id" => message.correlation_id = text(value),
-            "amqp:timestamp" => message.timestamp = value.as_u64(),
-            _ => {
-                message.headers.insert(key, value);
+/// Keys `amqp:…` are properties, all others headers; what is stored goes before what the row has of its own.
+fn overlay(message: &mut Message, mut headers: Vec<(String, Value)>, stored: Value) {
+    if let Value::Object(stored) = stored {
+        headers.reserve(stored.len());
+        for (key, value) in stored {
+            match key.as_str() {
+                "amqp:message_id" => message.message_id = text(value),
+                "amqp:type" => message.message_type = text(value),
+                "amqp:content_type" => message.content_type = text(value),
+                "amqp:content_encoding" => message.content_encoding = text(value),
+                "amqp:correlation_id" => message.correlation_id = text(value),
+                "amqp:timestamp" => message.timestamp = value.as_u64(),
+                _ => headers.push((key, value)),
             }
         }
     }
+    // Of two with one name the later one stays.
+    message.headers = Headers::from_iter(headers);
 }
 
 fn text(value: Value) -> Option<String> {

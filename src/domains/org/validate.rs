@@ -72,7 +72,13 @@ pub(super) fn email(value: String) -> Result<String, Rejection> {
 }
 
 fn bounded(field: &'static str, code: &'static str, value: String) -> Result<String, Rejection> {
-    if value.chars().count() > MAX_TEXT || value.chars().any(char::is_control) {
+    // Most texts are ASCII, whose bytes are looked at many at a time.
+    let (is_too_long, has_control) = if value.is_ascii() {
+        (value.len() > MAX_TEXT, value.bytes().any(|byte| byte.is_ascii_control()))
+    } else {
+        (value.chars().count() > MAX_TEXT, value.chars().any(char::is_control))
+    };
+    if is_too_long || has_control {
         let message =
             format!("{field}: must be at most {MAX_TEXT} characters without control characters; shorten or clean it");
         return Err(Rejection::invalid(code, message));

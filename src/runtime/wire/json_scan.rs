@@ -9,10 +9,11 @@ use crate::event::Rejection;
 pub(super) fn check(json: &[u8], max_depth: usize, max_nodes: usize) -> Result<(), Rejection> {
     let mut depth = 0usize;
     let mut nodes = 1usize;
-    let mut bytes = json.iter();
-    while let Some(byte) = bytes.next() {
+    let mut rest = json;
+    while let [byte, after @ ..] = rest {
+        rest = after;
         match byte {
-            b'"' => skip_string(&mut bytes),
+            b'"' => rest = behind_string(rest),
             b'{' | b'[' => {
                 depth += 1;
                 nodes += 1;
@@ -33,16 +34,16 @@ pub(super) fn check(json: &[u8], max_depth: usize, max_nodes: usize) -> Result<(
     Ok(())
 }
 
-fn skip_string(bytes: &mut std::slice::Iter<'_, u8>) {
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'"' => return,
-            b'\\' => {
-                bytes.next();
-            }
-            _ => {}
+/// What follows a string whose opening quote stands before `rest`; nothing where the string does not end.
+fn behind_string(mut rest: &[u8]) -> &[u8] {
+    while let Some(place) = memchr::memchr2(b'"', b'\\', rest) {
+        if rest[place] == b'"' {
+            return &rest[place + 1..];
         }
+        // The character behind a backslash is skipped, too.
+        rest = rest.get(place + 2..).unwrap_or_default();
     }
+    &[]
 }
 
 #[cfg(test)]
