@@ -101,7 +101,8 @@ impl Lane {
     }
 
     /// Applies the jobs in one transaction, or gives them back with the reason why not.
-    async fn together(&self, mut jobs: Vec<Job>) -> Result<(), (Vec<Job>, Failed)> {
+    async fn together(&self, jobs: Vec<Job>) -> Result<(), (Vec<Job>, Failed)> {
+        let mut jobs = self.settler.hold_known(jobs).await;
         while !jobs.is_empty() {
             let entries: Vec<Entry> = jobs.iter().filter_map(entry).collect();
             match self.attempt_at_last(&entries).await {

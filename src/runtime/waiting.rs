@@ -60,6 +60,17 @@ impl Settler {
         false
     }
 
+    /// Settles those whose keys are known to be blocked: an attempt with them would be in vain, and made again for the others.
+    /// What was sent here, and not published to all, is likely to be what blocks.
+    pub(super) async fn hold_known(&self, jobs: Vec<Job>) -> Vec<Job> {
+        let Some(line) = &self.line else { return jobs };
+        let is_known = |job: &Job| {
+            !job.delivery.route.exchange.is_empty() && job.envelope().is_some_and(|event| line.was_blocked(event))
+        };
+        let known: Vec<usize> = jobs.iter().enumerate().filter(|(_, job)| is_known(job)).map(|(n, _)| n).collect();
+        if known.is_empty() { jobs } else { self.hold(jobs, &known).await }
+    }
+
     /// Settles those of a batch that have to wait, and gives back the others in their order.
     pub(super) async fn hold(&self, jobs: Vec<Job>, which: &[usize]) -> Vec<Job> {
         let Some(line) = &self.line else { return jobs };

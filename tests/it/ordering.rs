@@ -1,5 +1,8 @@
 //! Order through failure: what follows a failed event of its key waits for it, where the consumer is strict.
 
+mod edges;
+mod kills;
+
 use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -8,14 +11,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onceflow::broker::Outgoing;
 use onceflow::db::{Commit, Tx};
-use onceflow::domains;
 use onceflow::event::{Envelope, Rejection};
 use onceflow::replay::{self, Change, Filter, Selection};
 use onceflow::runtime::{AnyConsumer, Consumer, EventType, HandleError, OrderPolicy, Outcome, Received, erase};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::harness::service::Service;
 use crate::harness::{Probe, SOON, Stack, Wishes, eventually};
 
 const EVENT: &str = "probe.done.v1";
@@ -288,6 +289,8 @@ async fn strict_how_many_wait_is_shown_with_the_dead_letter_in_the_status_and_as
     let shown = onceflow(&stack, &["dlq", "show", &id]).await;
     assert!(shown.contains("waiting behind") && shown.contains("13 events of its key"), "{shown}");
     assert!(onceflow(&stack, &["status"]).await.contains("13 events wait behind failed ones of 1 keys"));
+    let trace = onceflow(&stack, &["events", "trace", "a5"]).await;
+    assert!(trace.contains("held") && trace.contains("behind event a0 of its key"), "{trace}");
     let metrics = format!("http://{}/metrics", stack.app.as_ref().unwrap().metrics);
     let sampled = || async {
         let text = reqwest::get(&metrics).await.unwrap().text().await.unwrap();
@@ -338,79 +341,4 @@ async fn a_key_whose_blocker_was_discarded_behind_its_back_is_found() {
     stack.client.batch_execute(by_hand).await.unwrap();
     until_applied(&stack, "a", &[1, 2, 3]).await;
     nothing_waits(&stack).await;
-}
-
-const TYPE: &str = "org.user.upserted.v1";
-const VERSIONS: i64 = 20;
-
-/// One broken event of a key, then versions of one user of it: an older one after a newer one would be stale.
-async fn strict_org(settings: &str) -> Stack {
-    let settings = format!("{settings}[consumers.org]\nordering = \"strict\"\npartitions = 2\n");
-    let stack = Stack::prepare(&domains::consumers(), Wishes { settings, ..Wishes::default() }).await;
-    // It lays out the partitions; published before that, events would reach no queue.
-    let mut check = Command::new(env!("CARGO_BIN_EXE_onceflow"));
-    check.arg("check").arg("--config").arg(stack.config_file()).stdin(Stdio::null());
-    let checked = check.output().await.unwrap();
-    assert!(String::from_utf8_lossy(&checked.stdout).contains("org is strict"), "{checked:?}");
-    let bad = stack.keyed(TYPE, "bad", "user/1", &json!({"directory": "d"}));
-    let user =
-        |n: i64| json!({"directory": "d", "id": "u1", "version": n.to_string(), "name": format!("Example Person {n}")});
-    let versions = (1..=VERSIONS).map(|n| stack.keyed(TYPE, &format!("v{n}"), "user/1", &user(n)));
-    stack.publish_all(std::iter::once(bad).chain(versions).collect()).await;
-    stack
-}
-
-async fn all_versions_in_order_and_once(stack: &Stack) {
-    stack.until_count("SELECT count(*) FROM onceflow.inbox WHERE outcome = 'applied'", VERSIONS).await;
-    nothing_waits(stack).await;
-    assert_eq!(stack.count("SELECT count(*) FROM onceflow.inbox").await, VERSIONS, "none was stale");
-    assert_eq!(stack.count("SELECT version FROM onceflow.org_user").await, VERSIONS);
-    let downstream = stack.downstream().await;
-    let ids: BTreeSet<_> = downstream.iter().filter_map(|message| message.message_id.as_deref()).collect();
-    assert_eq!(i64::try_from(ids.len()).unwrap(), VERSIONS, "each was applied once");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn i1_i5_strict_random_kills_of_two_replicas_lose_nothing_and_keep_the_order() {
-    let stack = strict_org("").await;
-    let mut services = [Service::start(stack.config_file(), ""), Service::start(stack.config_file(), "")];
-    let held = || async { (stack.count(HELD).await >= VERSIONS / 2).then_some(()) };
-    eventually(SOON, held).await;
-    for n in [0, 1] {
-        std::mem::replace(&mut services[n], Service::start(stack.config_file(), "")).kill().await;
-    }
-    stack.until_count(HELD, VERSIONS).await;
-    assert_eq!(stack.count("SELECT count(*) FROM onceflow.inbox").await, 0);
-    discard_all(&stack).await;
-    for round in 1..=4 {
-        let at = VERSIONS * round / 6;
-        let so_many = || async { (stack.count("SELECT count(*) FROM onceflow.inbox").await >= at).then_some(()) };
-        eventually(SOON, so_many).await;
-        let n = usize::try_from(round % 2).unwrap();
-        std::mem::replace(&mut services[n], Service::start(stack.config_file(), "")).kill().await;
-    }
-    all_versions_in_order_and_once(&stack).await;
-    for service in services {
-        service.kill().await;
-    }
-}
-
-#[cfg(feature = "failpoints")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn i1_i5_strict_death_at_each_step_of_waiting_and_letting_go_keeps_the_order() {
-    let stack = strict_org("").await;
-    for point in ["after_block", "after_dead_letter", "after_hold"] {
-        Service::start(stack.config_file(), &format!("{point}=return")).died(SOON).await;
-    }
-    let service = Service::start(stack.config_file(), "");
-    stack.until_count(HELD, VERSIONS).await;
-    assert_eq!(stack.count(OPEN).await, 1);
-    service.kill().await;
-    discard_all(&stack).await;
-    for point in ["before_begin", "after_claim", "before_commit", "after_commit", "before_ack"] {
-        Service::start(stack.config_file(), &format!("{point}=return")).died(SOON).await;
-    }
-    let service = Service::start(stack.config_file(), "");
-    all_versions_in_order_and_once(&stack).await;
-    service.kill().await;
 }

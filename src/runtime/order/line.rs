@@ -1,15 +1,24 @@
 //! The line behind a blocked key: who may go, who waits, who is next.
 
+use std::collections::HashSet;
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use foldhash::fast::FixedState;
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::super::dead_letter::stored_headers;
 use super::super::headers::{History, carry};
 use super::super::settings::{ConsumerSettings, Settings};
+use super::super::wire::text_without_nul;
 use super::{OrderPolicy, store};
 use crate::db::{DbError, Tx};
 use crate::event::Envelope;
 use crate::message::Message;
+
+/// So many blocked keys are remembered.
+const MOST_KNOWN: usize = 100_000;
 
 /// The lines of one strict consumer.
 #[derive(Debug, Clone)]
@@ -21,6 +30,8 @@ pub(in crate::runtime) struct Line {
     pub(super) of_key: i64,
     /// Most messages of the consumer.
     pub(super) of_all: i64,
+    /// Keys that were blocked at the last look, hashed. Only a hint: it spares attempts that would be in vain.
+    known: Arc<Mutex<HashSet<u64>>>,
 }
 
 /// How an event stands to its key.
@@ -68,7 +79,7 @@ impl Waiting<'_> {
     pub(super) fn headers(&self) -> Value {
         let mut headers = stored_headers(self.message);
         if let Value::Object(map) = &mut headers {
-            carry(self.history, |name, value| drop(map.insert(name.to_owned(), value)));
+            carry(self.history, |name, value| drop(map.insert(name.to_owned(), storable(value))));
         }
         headers
     }
@@ -83,12 +94,32 @@ impl Line {
             queue: settings.names.queue(consumer),
             of_key: whole(settings.held_events_per_key),
             of_all: whole(settings.held_events),
+            known: Arc::default(),
         })
     }
 
     /// How each of these stands to its key, without a lock: one statement for all.
     pub(in crate::runtime) async fn look(&self, tx: &Tx, events: &[&Envelope]) -> Result<Vec<Looked>, DbError> {
-        store::look(tx, self.consumer, events).await
+        let looked = store::look(tx, self.consumer, events).await?;
+        self.learn(events, &looked);
+        Ok(looked)
+    }
+
+    /// Whether the key was blocked by another event when it was last looked at.
+    pub(in crate::runtime) fn was_blocked(&self, event: &Envelope) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(&hash(event))
+    }
+
+    fn learn(&self, events: &[&Envelope], looked: &[Looked]) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for (event, looked) in events.iter().zip(looked) {
+            match looked {
+                Looked::Free if known.is_empty() => {}
+                Looked::Free => drop(known.remove(&hash(event))),
+                Looked::Blocked if known.len() < MOST_KNOWN => drop(known.insert(hash(event))),
+                Looked::Blocked | Looked::Head => {}
+            }
+        }
     }
 
     /// These heads are done with: the next of each line leaves it.
@@ -115,11 +146,12 @@ impl Line {
         Ok(places.first().copied().unwrap_or(Place::First))
     }
 
-    /// Puts those whose keys are blocked by others into the line, in this order.
+    /// Puts those whose keys are blocked by others into the line, in this order. Copies of what was dealt with wait for nobody.
     pub(in crate::runtime) async fn hold(&self, tx: &Tx, events: &[Waiting<'_>]) -> Result<Vec<Place>, DbError> {
         let envelopes: Vec<&Envelope> = events.iter().map(|event| event.envelope).collect();
         store::lock(tx, self.consumer, &envelopes).await?;
-        let looked = store::look(tx, self.consumer, &envelopes).await?;
+        let mut looked = self.look(tx, &envelopes).await?;
+        store::free_copies(tx, self.consumer, &envelopes, &mut looked).await?;
         let behind: Vec<Waiting<'_>> =
             events.iter().zip(&looked).filter(|(_, looked)| **looked == Looked::Blocked).map(|(e, _)| *e).collect();
         let mut circling = self.place(tx, &behind).await?.into_iter();
@@ -139,6 +171,18 @@ impl Line {
         store::place(tx, self.consumer, events).await?;
         store::fill(tx, self, events).await?;
         store::circling(tx, self.consumer, events).await
+    }
+}
+
+fn hash(event: &Envelope) -> u64 {
+    FixedState::default().hash_one((&event.tenant, &event.partition_key))
+}
+
+/// PostgreSQL keeps no NUL.
+fn storable(value: Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(text_without_nul(&text)),
+        other => other,
     }
 }
 

@@ -33,6 +33,12 @@ const LOCK: &str = "
     ORDER BY b.tenant, b.consumer, b.partition_key
     FOR UPDATE";
 
+const COPIES: &str = "
+    SELECT i.n
+    FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS i (tenant, source, event_id, n)
+    JOIN onceflow.inbox b
+      ON b.tenant = i.tenant AND b.consumer = $4 AND b.source = i.source AND b.event_id = i.event_id";
+
 const LOCK_HEADS: &str = "
     SELECT b.tenant, b.consumer, b.partition_key
     FROM onceflow.blocked_key b
@@ -188,6 +194,24 @@ pub(super) async fn look(tx: &Tx, consumer: &str, events: &[&Envelope]) -> Resul
         *place = if row.get(1) { Looked::Head } else { Looked::Blocked };
     }
     Ok(looked)
+}
+
+/// Marks copies of what was dealt with as free.
+pub(super) async fn free_copies(
+    tx: &Tx,
+    consumer: &str,
+    events: &[&Envelope],
+    looked: &mut [Looked],
+) -> Result<(), DbError> {
+    let tenants: Vec<_> = events.iter().map(|e| e.tenant.as_str()).collect();
+    let sources: Vec<_> = events.iter().map(|e| e.source.as_str()).collect();
+    let ids: Vec<_> = events.iter().map(|e| e.id.as_str()).collect();
+    for row in tx.query(COPIES, &[&tenants, &sources, &ids, &consumer]).await? {
+        if let Some(place) = looked.get_mut(ordinal(&row)?) {
+            *place = Looked::Free;
+        }
+    }
+    Ok(())
 }
 
 fn ordinal(row: &Row) -> Result<usize, DbError> {
