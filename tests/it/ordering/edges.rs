@@ -1,8 +1,10 @@
 //! Where a line is easily lost: events that arrive while it moves on, rows that are dropped, tenants, the kill switch.
 
 use onceflow::db::Commit;
+use onceflow::message::Route;
 use onceflow::replay::control;
 use serde_json::{Value, json};
+use tokio::process::Command;
 use uuid::Uuid;
 
 use super::{BLOCKED, EVENT, HELD, OPEN, Ordered, STRICT, applied, discard_all, nothing_waits, of_key, replay_all};
@@ -84,4 +86,41 @@ async fn i5_strict_the_order_holds_while_the_kill_switch_holds_failures_back() {
         until_applied(&stack, key, &[0, 1, 2, 3]).await;
     }
     nothing_waits(&stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i5_strict_what_the_broker_gave_up_on_blocks_its_key_and_waits_like_any_other_b15() {
+    let stack = started(&Ordered::default(), STRICT).await;
+    let given_up = |n: i64| {
+        let mut event = of_key(&stack, "a", n..n + 1).remove(0);
+        event.route = Route { exchange: String::new(), routing_key: "onceflow.ordered.dlq".to_owned() };
+        event
+    };
+    stack.publish_all(vec![given_up(0)]).await;
+    assert_eq!(stack.death("a0").await.0, "broker");
+    stack.publish_all(of_key(&stack, "a", 1..2)).await;
+    stack.until_count(HELD, 1).await;
+    stack.publish_all(vec![given_up(2)]).await;
+    stack.until_count(HELD, 2).await;
+    stack.publish_all(of_key(&stack, "a", 3..4)).await;
+    stack.until_count(HELD, 3).await;
+    eventually(SOON, || async { (stack.depth("onceflow.ordered.dlq").await == 0).then_some(()) }).await;
+    assert_eq!(stack.count(OPEN).await, 1);
+    discard_all(&stack).await;
+    until_applied(&stack, "a", &[1, 2, 3]).await;
+    nothing_waits(&stack).await;
+}
+
+#[tokio::test]
+async fn an_unknown_policy_is_exit_6_and_names_the_two_there_are() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_onceflow"));
+    command
+        .arg("check")
+        .env_clear()
+        .current_dir(std::env::temp_dir())
+        .env("ONCEFLOW_CONSUMERS__ORG__ORDERING", "loose");
+    let output = command.output().await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(6));
+    assert!(said.contains("\"loose\" is neither \"versioned\" nor \"strict\""), "{said}");
 }
