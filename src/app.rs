@@ -296,6 +296,7 @@ fn start_intake(
         let retries = Arc::new(Publisher::new(publish.clone(), fixed_topology(&config.runtime, name)));
         let for_drain = Shared { retries, ..shared.clone() };
         let for_consumer = for_drain.clone();
+        let own_of_drain = own.clone();
         tasks.spawn(async move {
             if schema_and_pauses_known(&for_consumer).await {
                 run_consumer(consumer, own, for_consumer).await;
@@ -303,7 +304,7 @@ fn start_intake(
         });
         tasks.spawn(async move {
             if schema_and_pauses_known(&for_drain).await {
-                run_drain(name, for_drain).await;
+                run_drain(name, own_of_drain, for_drain).await;
             }
         });
     }

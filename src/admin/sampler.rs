@@ -45,6 +45,7 @@ async fn once(state: &AdminState) {
 
 struct Sample {
     dead: Vec<control::DeadLetterTotals>,
+    held: Vec<control::HeldTotals>,
     outbox: control::OutboxTotals,
     inbox_rows: f64,
 }
@@ -53,6 +54,7 @@ async fn ask(tx: &Tx) -> Result<Sample, DbError> {
     control::limit_statements(tx).await?;
     Ok(Sample {
         dead: control::dead_letter_totals(tx).await?,
+        held: control::held_totals(tx).await?,
         outbox: control::outbox_totals(tx).await?,
         inbox_rows: control::inbox_estimate(tx).await?,
     })
@@ -70,6 +72,8 @@ fn record(state: &AdminState, sample: &Sample) {
             oldest_age_seconds: d.oldest_age_seconds.unwrap_or(0.0),
         });
         telemetry::dead_letters(consumer.name, totals);
+        let held = sample.held.iter().find(|held| held.consumer == consumer.name).map_or(0, |held| held.events);
+        telemetry::held_events(consumer.name, held);
     }
     telemetry::outbox(OutboxTotals {
         pending: sample.outbox.pending,

@@ -277,6 +277,12 @@ pub struct ConsumerReport {
     pub dead_replaying: Option<i64>,
     /// Age of the oldest open dead letter.
     pub dead_oldest_age_seconds: Option<f64>,
+    /// Events that wait behind failed ones of their keys; absent when the database is away.
+    #[serde(default)]
+    pub held_events: Option<i64>,
+    /// Keys that a failed event blocks.
+    #[serde(default)]
+    pub blocked_keys: Option<i64>,
     /// The operators' last word on it, if there was any.
     pub switch: Option<ConsumerSwitch>,
 }

@@ -14,7 +14,7 @@ use crate::db;
 use crate::domains;
 use crate::health::Health;
 use crate::runtime::layout::{self, Layout};
-use crate::runtime::{Place, Unavailable, egress_topology};
+use crate::runtime::{ConsumerSettings, OrderPolicy, Place, Unavailable, egress_topology};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -122,6 +122,7 @@ async fn declare(config: &Config, migrated: bool, link: &Link) -> Result<Vec<Fin
         let (layout, refused) = layout::lay_out_all(&pool, link, place).await?;
         refusals.extend(refused);
         advice.extend(own.differs_from(layout).map(|differs| advised(&differs, layout)));
+        advice.extend(order_of(own, layout));
     }
     if refusals.is_empty() {
         findings.push(Finding::ok("topology", "as stored"));
@@ -137,6 +138,22 @@ fn advised(differs: &str, layout: Layout) -> Finding {
     let detail = differs.rsplit_once(": ").map_or(differs, |(detail, _)| detail);
     let remedy = if layout.moving_to.is_some() { "onceflow topology apply" } else { "onceflow topology plan" };
     Finding { remedy: Some(remedy.to_owned()), ..Finding::ok("partitions", detail) }
+}
+
+/// Who is strict is told, and what that rests on.
+fn order_of(own: &ConsumerSettings, layout: Layout) -> Option<Finding> {
+    let name = &own.name;
+    match own.ordering {
+        OrderPolicy::Versioned => None,
+        OrderPolicy::Strict if layout.partitions > 1 => Some(Finding::ok(
+            "ordering",
+            format!("{name} is strict: what follows a failed event of its key waits for it"),
+        )),
+        OrderPolicy::Strict => Some(Finding {
+            remedy: Some(format!("consumers.{name}.partitions above 1, where several replicas run")),
+            ..Finding::ok("ordering", format!("{name} is strict; with one queue its order holds with one replica only"))
+        }),
+    }
 }
 
 fn unreachable(detail: String) -> Finding {

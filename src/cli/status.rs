@@ -86,6 +86,10 @@ fn advise(context: &Context, address: &str, report: &StatusReport) {
         if consumer.dead_open.is_some_and(|open| open > 0) {
             out.say(&format!("  -> onceflow dlq groups --consumer {}", consumer.consumer));
         }
+        if let (Some(held), Some(keys)) = (consumer.held_events.filter(|held| *held > 0), consumer.blocked_keys) {
+            let name = &consumer.consumer;
+            out.say(&format!("{name}: {held} events wait behind failed ones of {keys} keys"));
+        }
         // A kill switch closes by itself.
         if consumer.switch.as_ref().is_some_and(|switch| switch.paused) {
             out.say(&format!("  -> onceflow consumers resume {} --reason ...", consumer.consumer));

@@ -8,7 +8,7 @@ use super::reader::Reader;
 use crate::broker::QueueKind;
 use crate::outbox::Unroutable;
 use crate::runtime::wire::Limits;
-use crate::runtime::{ConsumerSettings, ForeignBinding, Names, RetryPolicy, Settings};
+use crate::runtime::{ConsumerSettings, ForeignBinding, Names, OrderPolicy, RetryPolicy, Settings};
 
 const DEFAULT_DELAYS: [&str; 5] = ["1s", "5s", "30s", "2m", "10m"];
 
@@ -25,6 +25,8 @@ pub(super) fn read(reader: &mut Reader) -> Settings {
         lanes: reader.within("runtime.lanes", 2, 1..=64),
         batch: reader.within("runtime.batch", 200, 1..=1_000),
         kill_switch_failures: reader.within("runtime.kill_switch_failures", 100, 0..=100_000),
+        held_events: reader.within("runtime.held_events", 10_000, 1..=1_000_000),
+        held_events_per_key: reader.within("runtime.held_events_per_key", 1_000, 1..=100_000),
         handler_timeout: reader.duration("runtime.handler_timeout", "30s"),
         drain_within: reader.duration("runtime.drain_within", "25s"),
         look_for_pauses: reader.duration("runtime.look_for_pauses", "2s"),
@@ -92,5 +94,15 @@ pub(super) fn read_consumer(reader: &mut Reader, name: &str) -> ConsumerSettings
     let bindings: Vec<BindingEntry> = reader.structured(&format!("consumers.{name}.bindings")).unwrap_or_default();
     let foreign = |b: BindingEntry| ForeignBinding { exchange: b.exchange, pattern: b.pattern };
     let partitions = reader.within(&format!("consumers.{name}.partitions"), 1, 1..=64);
-    ConsumerSettings { name: name.to_owned(), bindings: bindings.into_iter().map(foreign).collect(), partitions }
+    let ordering = read_ordering(reader, &format!("consumers.{name}.ordering"));
+    let bindings = bindings.into_iter().map(foreign).collect();
+    ConsumerSettings { name: name.to_owned(), bindings, partitions, ordering }
+}
+
+fn read_ordering(reader: &mut Reader, key: &str) -> OrderPolicy {
+    let text: String = reader.get(key, "versioned".to_owned());
+    text.parse().unwrap_or_else(|what| {
+        reader.problem(key, what);
+        OrderPolicy::default()
+    })
 }

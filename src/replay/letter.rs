@@ -51,6 +51,9 @@ pub struct Summary {
     pub first_failed_at: Timestamp,
     /// Last failure.
     pub last_failed_at: Timestamp,
+    /// Events of its key that wait until it is dealt with; where the consumer is strict.
+    #[serde(default)]
+    pub waiting_behind: i64,
 }
 
 /// One dead letter with everything that is known of it.

@@ -13,6 +13,7 @@ use super::change::Change;
 use super::filter::{Cursor, Filter, Selection, State};
 use super::letter::{DeadLetter, MAX_RELATED, Relative, Relatives, Summary, payload_kind};
 use crate::db::{DbError, Tx};
+use crate::runtime::order;
 
 /// The ids of the page come from an index alone where the filter allows; each state has its part of it, in the order of the list.
 /// `last_failed_at <= …` stands for itself, so that a later page begins where it begins in the index.
@@ -20,7 +21,11 @@ const LIST: &str = "
     SELECT d.id, d.tenant, d.consumer, d.event_type, d.source, d.event_id, d.subject, d.stage, d.reason,
            d.error_chain[1] AS error,
            onceflow.group_of(d.group_id, d.consumer, d.event_type, d.stage, d.reason) AS \"group\",
-           d.state, d.attempts, d.replays, d.occurrences, d.first_failed_at, d.last_failed_at
+           d.state, d.attempts, d.replays, d.occurrences, d.first_failed_at, d.last_failed_at,
+           (SELECT count(*) FROM onceflow.blocked_key AS b
+              JOIN onceflow.held_event AS h ON h.tenant = b.tenant AND h.consumer = b.consumer AND h.partition_key = b.partition_key
+             WHERE b.tenant = d.tenant AND b.consumer = d.consumer AND b.partition_key = d.partition_key
+               AND b.source = d.source AND b.event_id = d.event_id AND d.state IN ('open', 'replaying')) AS waiting_behind
       FROM (
         SELECT found.tenant, found.id
           FROM unnest($17::text[]) AS s (name)
@@ -53,8 +58,12 @@ const SHOW: &str = "
            state, attempts, replays, occurrences, first_failed_at, last_failed_at,
            partition_key, error_chain, content_type, headers, payload, original_exchange, original_routing_key,
            consumer_version, replay_id, closed_at, closed_by, closed_reason, group_text,
-           onceflow.correlation_of(correlation_id, headers) AS correlation_id, replayed_at, replayed_group
-      FROM onceflow.dead_letter
+           onceflow.correlation_of(correlation_id, headers) AS correlation_id, replayed_at, replayed_group,
+           (SELECT count(*) FROM onceflow.blocked_key AS b
+              JOIN onceflow.held_event AS h ON h.tenant = b.tenant AND h.consumer = b.consumer AND h.partition_key = b.partition_key
+             WHERE b.tenant = d.tenant AND b.consumer = d.consumer AND b.partition_key = d.partition_key
+               AND b.source = d.source AND b.event_id = d.event_id AND d.state IN ('open', 'replaying')) AS waiting_behind
+      FROM onceflow.dead_letter AS d
      WHERE id = $1";
 
 const SAME_KEY: &str = "
@@ -238,9 +247,11 @@ pub(super) async fn mark_replaying(
     all_of(marked, ids, "dead letters marked as replaying")
 }
 
+/// What waits behind them goes on, in the same transaction.
 pub(super) async fn mark_discarded(tx: &Tx, ids: &[Uuid], actor: &str, reason: Option<&str>) -> Result<(), DbError> {
     let marked = tx.execute(MARK_DISCARDED, &[&ids, &actor, &reason]).await?;
-    all_of(marked, ids, "dead letters discarded")
+    all_of(marked, ids, "dead letters discarded")?;
+    order::discarded(tx, ids).await
 }
 
 pub(super) async fn states(tx: &Tx, ids: &[Uuid]) -> Result<Vec<String>, DbError> {
@@ -323,6 +334,7 @@ fn summary(row: &Row) -> Result<Summary, DbError> {
         occurrences: column(row, "occurrences")?,
         first_failed_at: column(row, "first_failed_at")?,
         last_failed_at: column(row, "last_failed_at")?,
+        waiting_behind: column(row, "waiting_behind")?,
     })
 }
 

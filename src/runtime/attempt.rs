@@ -6,6 +6,9 @@
 //! As long as copies are rare, the first two go together: the consumer handles all events before the claim is answered, which
 //! saves a round trip, and should one of them not be new after all, everything is rolled back and done in turn.
 //!
+//! Where the consumer is strict, a look at its blocked keys goes with the claim. What is blocked ends the attempt; a head that is dealt
+//! with lets the next of its line go, in the same transaction.
+//!
 //! An attempt has no effect outside its transaction, so every end but `Done` can be followed by another attempt. The claim id
 //! stays the same over the attempts of a batch: should a COMMIT of ours have gone through unseen, its rows are recognised.
 
@@ -14,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use futures_util::future::join;
+use futures_util::future::{join, join3};
 use uuid::Uuid;
 
 use super::contract::{HandleError, Outcome, Skip};
@@ -23,6 +26,7 @@ use super::dead_letter;
 use super::erased::{AnyConsumer, Decoded};
 use super::inbox::{self, Claim, Fact};
 use super::job::fingerprint;
+use super::order::{Line, Looked};
 use super::retry::RetryClass;
 use crate::db::{Class, Commit, DbError, Pool, Tx};
 use crate::event::{Downstream, Envelope, Rejection, Stage};
@@ -47,6 +51,8 @@ pub(super) enum Attempt {
     Done(Vec<Settled>),
     /// Rolled back because of this; when the batch had several events, any of them may be the cause.
     Failed(Failure),
+    /// Rolled back because other events block the keys of these, by their place in the batch.
+    Blocked(Vec<usize>),
     /// The database is away, or the answer to COMMIT was lost: wait, then try again with the same claim.
     Away(DbError),
 }
@@ -86,10 +92,20 @@ pub(super) struct Attempter {
     pub(super) handler_timeout: Duration,
     pub(super) outbox: outbox::Handover,
     pub(super) copies: Arc<Copies>,
+    /// Where events wait for each other.
+    pub(super) line: Option<Line>,
 }
 
 /// What is ready to be committed.
 type Done = (Vec<Settled>, Vec<OutboxRow>);
+
+/// What became of events that were handled before their claim was answered.
+enum Hoped {
+    Done(Done),
+    Blocked(Vec<usize>),
+    /// One was not new, or anything failed.
+    InVain,
+}
 
 impl Attempter {
     /// One attempt at `entries`, whose identities differ.
@@ -118,8 +134,12 @@ impl Attempter {
         if self.copies.are_unlikely(entries) {
             let tx = self.begin().await?;
             match self.guarded(self.together(&tx, claim_id, entries)).await? {
-                Some(done) => return Ok((tx, done)),
-                None => tx.rollback().await,
+                Hoped::Done(done) => return Ok((tx, done)),
+                Hoped::Blocked(which) => {
+                    tx.rollback().await;
+                    return Err(Attempt::Blocked(which));
+                }
+                Hoped::InVain => tx.rollback().await,
             }
             self.copies.be_careful();
         }
@@ -148,28 +168,59 @@ impl Attempter {
         }
     }
 
-    /// Handles all events before the claim is answered; `None` when one was not new or anything failed.
-    async fn together(&self, tx: &Tx, claim_id: Uuid, entries: &[Entry]) -> Option<Done> {
+    /// Handles all events before the claim is answered.
+    async fn together(&self, tx: &Tx, claim_id: Uuid, entries: &[Entry]) -> Hoped {
         let all: Vec<&Entry> = entries.iter().collect();
         // In this order: the claim is sent first.
-        let (claims, outcomes) = join(self.claim(tx, claim_id, entries), self.handle(tx, &all)).await;
-        let claims = claims.ok().filter(|claims| claims.iter().all(|claim| *claim == Claim::New))?;
-        let outcomes = outcomes.ok()?;
+        let work = join3(self.claim(tx, claim_id, entries), self.look(tx, entries), self.handle(tx, &all));
+        let (Ok(claims), Ok(looked), outcomes) = work.await else { return Hoped::InVain };
+        if claims.iter().any(|claim| *claim != Claim::New) {
+            return Hoped::InVain;
+        }
+        let blocked = blocked(&claims, &looked);
+        if !blocked.is_empty() {
+            return Hoped::Blocked(blocked);
+        }
+        let Ok(outcomes) = outcomes else { return Hoped::InVain };
         let settled = settle(&claims, &outcomes);
-        let downstream = self.write_down(tx, &all, outcomes).await.ok()?;
-        Some((settled, downstream))
+        let Ok(downstream) = self.write_down(tx, &all, outcomes).await else { return Hoped::InVain };
+        match self.let_follow(tx, entries, &looked).await {
+            Ok(()) => Hoped::Done((settled, downstream)),
+            Err(_) => Hoped::InVain,
+        }
     }
 
     /// Handles the events that the claim has found to be new.
     async fn in_turn(&self, tx: &Tx, claim_id: Uuid, entries: &[Entry]) -> Result<Done, Attempt> {
-        let claims = self.claim(tx, claim_id, entries).await.map_err(ended_by)?;
+        let (claims, looked) = join(self.claim(tx, claim_id, entries), self.look(tx, entries)).await;
+        let (claims, looked) = (claims.map_err(ended_by)?, looked.map_err(ended_by)?);
+        let blocked = blocked(&claims, &looked);
+        if !blocked.is_empty() {
+            return Err(Attempt::Blocked(blocked));
+        }
         let new: Vec<&Entry> = entries.iter().zip(&claims).filter(|(_, c)| **c == Claim::New).map(|(e, _)| e).collect();
         let outcomes = self.handle(tx, &new).await?;
         let settled = settle(&claims, &outcomes);
         let downstream = self.write_down(tx, &new, outcomes).await.map_err(ended_by)?;
         let replays: Vec<Uuid> = entries.iter().filter_map(|e| e.replay_id).collect();
         dead_letter::close_replayed(tx, &replays).await.map_err(ended_by)?;
+        self.let_follow(tx, entries, &looked).await.map_err(ended_by)?;
         Ok((settled, downstream))
+    }
+
+    /// How the events stand to their keys; nothing is asked where they wait for nobody.
+    async fn look(&self, tx: &Tx, entries: &[Entry]) -> Result<Vec<Looked>, DbError> {
+        let Some(line) = &self.line else { return Ok(Vec::new()) };
+        let envelopes: Vec<&Envelope> = entries.iter().map(|e| &*e.envelope).collect();
+        line.look(tx, &envelopes).await
+    }
+
+    /// Heads that are dealt with let the next of their lines go.
+    async fn let_follow(&self, tx: &Tx, entries: &[Entry], looked: &[Looked]) -> Result<(), DbError> {
+        let Some(line) = &self.line else { return Ok(()) };
+        let heads = entries.iter().zip(looked).filter(|(_, looked)| **looked == Looked::Head);
+        let heads: Vec<&Envelope> = heads.map(|(entry, _)| &*entry.envelope).collect();
+        line.advance(tx, &heads).await
     }
 
     async fn claim(&self, tx: &Tx, claim_id: Uuid, entries: &[Entry]) -> Result<Vec<Claim>, DbError> {
@@ -210,6 +261,12 @@ impl Attempter {
         inbox::record(tx, self.consumer.name(), &facts).await?;
         Ok(rows)
     }
+}
+
+/// Events whose keys others block. A copy of what was dealt with waits for nobody.
+fn blocked(claims: &[Claim], looked: &[Looked]) -> Vec<usize> {
+    let is_blocked = |(claim, looked): (&Claim, &Looked)| *claim == Claim::New && *looked == Looked::Blocked;
+    claims.iter().zip(looked).enumerate().filter(|(_, both)| is_blocked(*both)).map(|(n, _)| n).collect()
 }
 
 /// An outcome that may be committed.

@@ -15,6 +15,7 @@ use super::erased::AnyConsumer;
 use super::kill_switch::KillSwitch;
 use super::lanes::Lanes;
 use super::layout::{Layout, Place, Unavailable, lay_out};
+use super::order::{Line, sweep};
 use super::pause::Pauses;
 use super::reader::Queue;
 use super::readers::Readers;
@@ -78,7 +79,9 @@ pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings,
     let name = consumer.name();
     let mut tasks = JoinSet::new();
     let switch = KillSwitch::new(name, shared.settings.kill_switch_failures);
-    let lanes = Arc::new(Lanes::start(&consumer, &shared, &switch, &mut tasks));
+    let line = Line::of(name, &own, &shared.settings);
+    let lanes = Arc::new(Lanes::start(&consumer, &shared, &switch, line.as_ref(), &mut tasks));
+    tasks.spawn(sweep(name, own.ordering, shared.pool.clone(), shared.stop.clone()));
     let running = Running { check: format!("consumer.{name}"), consumer, own, shared, lanes, switch };
     running.run().await;
     running.lanes.close();

@@ -9,6 +9,8 @@ use super::delivery::Shared;
 use super::headers::History;
 use super::kill_switch::KillSwitch;
 use super::lane::broker_rejection;
+use super::order::{Line, Waiting};
+use super::settings::ConsumerSettings;
 use super::settle::Settler;
 use super::wire;
 use crate::broker::{BrokerError, Delivery, Intake, Resize, Subscription, Topology};
@@ -21,7 +23,7 @@ use crate::telemetry;
 const PREFETCH: u16 = 20;
 
 /// Drains one consumer's broker dead letters until `stop`. The queue is declared by the consumer itself.
-pub async fn run_drain(consumer: &'static str, shared: Shared) {
+pub async fn run_drain(consumer: &'static str, own: ConsumerSettings, shared: Shared) {
     let settler = Settler {
         consumer,
         settings: shared.settings.clone(),
@@ -30,6 +32,7 @@ pub async fn run_drain(consumer: &'static str, shared: Shared) {
         // The broker has given up on these: nothing holds them back.
         switch: KillSwitch::new(consumer, 0),
         attempts: Attempts::of(shared.share.instance()),
+        line: Line::of(consumer, &own, &shared.settings),
         abort: shared.abort.clone(),
     };
     let intake = Intake::new(PREFETCH, shared.settings.prefetch_bytes, Resize::Allowed);
@@ -72,11 +75,17 @@ async fn bury(shared: &Shared, settler: &Settler, delivery: &Delivery) {
     let message = &delivery.message;
     let death = Death::of(message, &delivery.route);
     let history = History::of(message, &delivery.route);
-    let identity = match wire::decode(message, &shared.settings.limits) {
-        Ok(envelope) => Identity::of_event(&envelope),
+    let decoded = wire::decode(message, &shared.settings.limits);
+    let identity = match &decoded {
+        Ok(envelope) => Identity::of_event(envelope),
         Err(_) => Identity::of_unreadable(message),
     };
     let rejection = broker_rejection(death.reason, death.explanation());
+    if let Ok(envelope) = &decoded
+        && !settler.may_die(delivery, Waiting { envelope, message, history: &history }).await
+    {
+        return;
+    }
     let now = clock::now();
     let event_id = identity.event_id.clone();
     let dead = DeadLetter {

@@ -51,6 +51,21 @@ impl History {
     }
 }
 
+/// Writes the history as it is, for a message that waits and comes back.
+pub(super) fn carry(history: &History, mut set: impl FnMut(&str, Value)) {
+    set(ORIGINAL_EXCHANGE, Value::from(history.origin.exchange.as_str()));
+    set(ORIGINAL_ROUTING_KEY, Value::from(history.origin.routing_key.as_str()));
+    if history.attempts > 0 {
+        set(ATTEMPT, Value::from(history.attempts));
+    }
+    if let Some(at) = history.first_failed_at {
+        set(FIRST_FAILED_AT, Value::from(at.to_string()));
+    }
+    if let Some(id) = history.replay_id {
+        set(REPLAY_ID, Value::from(id.to_string()));
+    }
+}
+
 /// Writes the history of one more failed attempt onto a message that goes to a retry queue.
 pub(super) fn mark_failed(message: &mut Message, history: &History, error: &str, now: Timestamp) {
     let first = history.first_failed_at.unwrap_or(now);
@@ -92,6 +107,20 @@ mod tests {
         let history = History::of(&message, &back);
         assert_eq!((history.attempts, history.first_failed_at), (1, Some(now)));
         assert_eq!(history.origin, route("onceflow.in"));
+    }
+
+    #[test]
+    fn a_message_that_waited_has_not_failed_once_more() {
+        let mut message = Message::default();
+        let before = History {
+            attempts: 2,
+            first_failed_at: Some("2026-01-01T00:00:00Z".parse().unwrap()),
+            replay_id: Some(Uuid::from_u128(7)),
+            origin: route("onceflow.in"),
+        };
+        carry(&before, |name, value| drop(message.headers.insert(name.to_owned(), value)));
+        let back = Route { exchange: String::new(), routing_key: "onceflow.org".to_owned() };
+        assert_eq!(History::of(&message, &back), before);
     }
 
     #[test]

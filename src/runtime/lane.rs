@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::attempt::{Attempt, Attempter, Entry, Failure};
+use super::attempt::{Attempt, Attempter, Entry, Failure, Settled};
 use super::backlog::Backlog;
 use super::job::{Content, Job};
 use super::retry::RetryClass;
@@ -26,6 +26,13 @@ use crate::telemetry;
 const CONTENTION_TRIES: u32 = 5;
 /// Longest pause between two of them.
 const CONTENTION_PAUSE: Duration = Duration::from_millis(50);
+
+/// How the attempts at some events ended.
+enum AtLast {
+    Settled(Vec<Settled>),
+    /// Others block the keys of these.
+    Blocked(Vec<usize>),
+}
 
 /// An attempt that failed for a reason of its own.
 struct Failed {
@@ -63,10 +70,20 @@ impl Lane {
                 continue;
             }
             match refused(&job) {
-                Some(rejection) => self.settler.refused(job, &rejection).await,
+                Some(rejection) => {
+                    if self.settler.keeps_order() {
+                        // What came before it must not wait behind it.
+                        self.work_through(std::mem::take(&mut good)).await;
+                    }
+                    self.settler.refused(job, &rejection).await;
+                }
                 None => good.push(job),
             }
         }
+        self.work_through(good).await;
+    }
+
+    async fn work_through(&self, good: Vec<Job>) {
         if good.is_empty() {
             return;
         }
@@ -85,18 +102,24 @@ impl Lane {
 
     /// Applies the jobs in one transaction, or gives them back with the reason why not.
     async fn together(&self, jobs: Vec<Job>) -> Result<(), (Vec<Job>, Failed)> {
-        let entries: Vec<Entry> = jobs.iter().filter_map(entry).collect();
-        match self.attempt_at_last(&entries).await {
-            Err(failed) => Err((jobs, failed)),
-            Ok(settled) => {
-                self.settler.settled(&jobs, &settled).await;
-                Ok(())
+        let mut jobs = self.settler.hold_known(jobs).await;
+        while !jobs.is_empty() {
+            let entries: Vec<Entry> = jobs.iter().filter_map(entry).collect();
+            match self.attempt_at_last(&entries).await {
+                Err(failed) => return Err((jobs, failed)),
+                // Those that need not wait after all are attempted with the others.
+                Ok(AtLast::Blocked(which)) => jobs = self.settler.hold(jobs, &which).await,
+                Ok(AtLast::Settled(settled)) => {
+                    self.settler.settled(&jobs, &settled).await;
+                    return Ok(());
+                }
             }
         }
+        Ok(())
     }
 
     /// Attempts until it is committed or fails for a reason of its own; outages and contention are waited out.
-    async fn attempt_at_last(&self, entries: &[Entry]) -> Result<Vec<super::attempt::Settled>, Failed> {
+    async fn attempt_at_last(&self, entries: &[Entry]) -> Result<AtLast, Failed> {
         let claim_id = Uuid::now_v7();
         let mut pacing = Pacing::reconnect();
         let mut contended = 0;
@@ -108,8 +131,9 @@ impl Lane {
                     if away {
                         self.report_back();
                     }
-                    return Ok(settled);
+                    return Ok(AtLast::Settled(settled));
                 }
+                Attempt::Blocked(which) => return Ok(AtLast::Blocked(which)),
                 Attempt::Away(error) => {
                     away = true;
                     self.report_away(&error);

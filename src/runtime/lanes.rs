@@ -13,6 +13,7 @@ use super::erased::AnyConsumer;
 use super::job::Job;
 use super::kill_switch::KillSwitch;
 use super::lane::Lane;
+use super::order::Line;
 use super::settle::Settler;
 
 /// Where jobs are handed over.
@@ -25,12 +26,13 @@ impl Lanes {
         consumer: &Arc<dyn AnyConsumer>,
         shared: &Shared,
         switch: &KillSwitch,
+        line: Option<&Line>,
         tasks: &mut JoinSet<()>,
     ) -> Self {
         let backlog = Backlog::new(shared.settings.batch);
         let copies = Arc::new(Copies::default());
         for _ in 0..shared.settings.lanes {
-            tasks.spawn(lane(consumer, shared, switch, (&backlog, &copies)).run());
+            tasks.spawn(lane(consumer, shared, switch, (&backlog, &copies, line)).run());
         }
         Self(backlog)
     }
@@ -55,7 +57,7 @@ fn lane(
     consumer: &Arc<dyn AnyConsumer>,
     shared: &Shared,
     switch: &KillSwitch,
-    (backlog, copies): (&Backlog, &Arc<Copies>),
+    (backlog, copies, line): (&Backlog, &Arc<Copies>, Option<&Line>),
 ) -> Lane {
     Lane {
         attempter: Attempter {
@@ -64,6 +66,7 @@ fn lane(
             handler_timeout: shared.settings.handler_timeout,
             outbox: shared.outbox.clone(),
             copies: copies.clone(),
+            line: line.cloned(),
         },
         settler: Settler {
             consumer: consumer.name(),
@@ -72,6 +75,7 @@ fn lane(
             retries: shared.retries.clone(),
             switch: switch.clone(),
             attempts: Attempts::of(shared.share.instance()),
+            line: line.cloned(),
             abort: shared.abort.clone(),
         },
         health: shared.health.clone(),

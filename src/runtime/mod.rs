@@ -2,7 +2,8 @@
 //!
 //! The way of one event: a `reader` of one of the consumer's queues takes it from the broker and hands it to a `lane`; the lane makes
 //! `attempt`s at a batch of events; `settle` ends each of them, and the failed ones leave a row in `attempts`. Which queues are read here is decided in `delivery`, from the
-//! `layout` and this replica's `share` of it. What comes back from the broker's own dead letters goes through `drain`.
+//! `layout` and this replica's `share` of it. What comes back from the broker's own dead letters goes through `drain`. Where a
+//! consumer is strict, what follows a failed event waits in `order`.
 
 mod attempt;
 mod attempts;
@@ -21,6 +22,7 @@ mod lane;
 mod lanes;
 pub mod layout;
 mod names;
+pub(crate) mod order;
 mod pause;
 mod reader;
 mod readers;
@@ -28,6 +30,7 @@ mod retry;
 mod settings;
 mod settle;
 mod share;
+mod waiting;
 pub mod wire;
 
 pub use contract::{Consumer, EventType, HandleError, Outcome, Received, Skip, ToProtobuf};
@@ -36,6 +39,7 @@ pub use drain::run_drain;
 pub use erased::{AnyConsumer, Decoded, erase};
 pub use layout::{Layout, Place, Unavailable};
 pub use names::{Names, consumer_topology, egress_topology, entrance, fixed_topology, hash_exchange_topology};
+pub use order::OrderPolicy;
 pub use pause::Pauses;
 pub use retry::{RetryClass, RetryPolicy};
 pub(crate) use settings::counted;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::layout::Layout;
 use super::names::Names;
+use super::order::OrderPolicy;
 use super::retry::RetryPolicy;
 use super::wire::Limits;
 use crate::broker::QueueKind;
@@ -29,6 +30,10 @@ pub struct Settings {
     pub batch: usize,
     /// Failures of one kind that stop a consumer when most of what arrives fails so; 0 for never.
     pub kill_switch_failures: usize,
+    /// Most messages that wait behind failed events, per consumer; where one is strict.
+    pub held_events: usize,
+    /// Most of them of one key.
+    pub held_events_per_key: usize,
     /// A handler that takes longer is stopped and rolled back.
     pub handler_timeout: Duration,
     /// How long in-flight work may take after SIGTERM.
@@ -46,6 +51,8 @@ pub struct ConsumerSettings {
     pub bindings: Vec<ForeignBinding>,
     /// How many queues its events are to be spread over; what counts is the stored [`Layout`].
     pub partitions: u16,
+    /// What becomes of the later events of a key when one fails.
+    pub ordering: OrderPolicy,
 }
 
 impl ConsumerSettings {

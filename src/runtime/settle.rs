@@ -6,6 +6,8 @@
 //! | retry | the copy in the retry queue is confirmed |
 //! | dead | the dead letter is committed |
 //!
+//! Where a consumer is strict, what fails first takes its place in the order of its key (`waiting`).
+//!
 //! What failed also leaves a row in the history of its event (`attempts`).
 
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use super::dead_letter::{DeadLetter, Identity, bury};
 use super::headers::mark_failed;
 use super::job::Job;
 use super::kill_switch::{Failed, KillSwitch};
+use super::order::Line;
 use super::retry::{RetryClass, jittered};
 use super::settings::Settings;
 use super::wire::sanitize_headers;
@@ -43,6 +46,8 @@ pub(super) struct Settler {
     pub(super) retries: Arc<Publisher>,
     pub(super) switch: KillSwitch,
     pub(super) attempts: Attempts,
+    /// Where events wait for each other.
+    pub(super) line: Option<Line>,
     /// Work that can't end otherwise is given up, unacknowledged, when this fires.
     pub(super) abort: CancellationToken,
 }
@@ -78,6 +83,7 @@ impl Settler {
 
     /// The event was refused before anything was attempted.
     pub(super) async fn refused(&self, job: Job, rejection: &Rejection) {
+        let Some(job) = self.at_its_place(job).await else { return };
         if !self.switch.holds_back(&job, failed_by(rejection)) {
             self.dead(job, rejection, None).await;
         }
@@ -85,6 +91,7 @@ impl Settler {
 
     /// An attempt at this one event was rolled back, after so long.
     pub(super) async fn failed(&self, job: Job, failure: Failure, took: Duration) {
+        let Some(job) = self.at_its_place(job).await else { return };
         if failed_as(&failure).is_some_and(|failed| self.switch.holds_back(&job, failed)) {
             return;
         }
@@ -108,7 +115,7 @@ impl Settler {
         mark_failed(&mut message, &job.history, error, now);
         message.expiration = Some(jittered(rung).as_millis().to_string());
         let route = Route { exchange: String::new(), routing_key: self.settings.names.retry(self.consumer, rung) };
-        if !self.publish_at_last(&job, Outgoing { route, message }).await {
+        if !self.publish_at_last(&job.delivery, Outgoing { route, message }).await {
             return;
         }
         failpoint::hit("after_retry_publish");
@@ -138,9 +145,9 @@ impl Settler {
     }
 
     /// Returns false when the delivery went stale or the process ends: the broker still has the original.
-    async fn publish_at_last(&self, job: &Job, outgoing: Outgoing) -> bool {
+    pub(super) async fn publish_at_last(&self, delivery: &Delivery, outgoing: Outgoing) -> bool {
         let mut pacing = Pacing::reconnect();
-        while job.delivery.is_current() && !self.abort.is_cancelled() {
+        while delivery.is_current() && !self.abort.is_cancelled() {
             match self.retries.publish(vec![outgoing.clone()], &self.abort).await {
                 Ok(fates) if fates == [Fate::Confirmed] => return true,
                 Ok(fates) => {
@@ -212,7 +219,7 @@ impl Settler {
         tx.commit_repeatable().await
     }
 
-    async fn pause(&self, pacing: &mut Pacing) {
+    pub(super) async fn pause(&self, pacing: &mut Pacing) {
         tokio::select! {
             () = self.abort.cancelled() => {}
             () = tokio::time::sleep(pacing.next_wait()) => {}
@@ -220,7 +227,7 @@ impl Settler {
     }
 
     /// A lost ack is no loss: the messages come again and the inbox knows them.
-    async fn ack(&self, jobs: &[Job]) {
+    pub(super) async fn ack(&self, jobs: &[Job]) {
         let deliveries: Vec<&Delivery> = jobs.iter().map(|job| &job.delivery).collect();
         match acknowledge(&deliveries).await {
             Ok(true) => {}

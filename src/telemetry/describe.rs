@@ -57,6 +57,7 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     ),
     ("onceflow_consumer_last_success_timestamp_seconds", Unit::Seconds, "When a delivery was last settled well."),
     ("onceflow_dead_letters", Unit::Count, "Dead letters by state."),
+    ("onceflow_held_events", Unit::Count, "Events that wait behind a failed one of their key; strict consumers only."),
     ("onceflow_dead_letter_groups", Unit::Count, "Groups of open dead letters."),
     ("onceflow_dead_letter_oldest_age_seconds", Unit::Seconds, "Age of the oldest open dead letter."),
     ("onceflow_outbox_pending", Unit::Count, "Outbox rows that wait for the relay."),

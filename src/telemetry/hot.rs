@@ -92,7 +92,7 @@ pub fn received(consumer: &str, event_type: &str, bytes: usize) {
     });
 }
 
-/// A delivery was settled: applied, duplicate, stale, ignored, retry or dead.
+/// A delivery was settled: applied, duplicate, stale, ignored, retry, dead or held.
 pub fn processed(consumer: &str, event_type: &str, outcome: &'static str, took: Duration) {
     let Some(place) = OUTCOMES.iter().position(|known| *known == outcome) else { return };
     with(consumer, |handles| {

@@ -125,6 +125,7 @@ fn register_consumer(consumer: &'static str, types: &[&'static str], rungs_ms: &
         gauge!(name, "consumer" => consumer).increment(0.0);
     }
     record::dead_letters(consumer, DeadLetters::default());
+    record::held_events(consumer, 0);
 }
 
 fn register_shared() {

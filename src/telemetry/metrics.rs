@@ -152,6 +152,11 @@ pub fn dead_letters(consumer: &str, sample: DeadLetters) {
     gauge!("onceflow_dead_letter_oldest_age_seconds", "consumer" => consumer).set(sample.oldest_age_seconds);
 }
 
+/// Events that wait behind failed ones of their keys, as sampled.
+pub fn held_events(consumer: &str, events: i64) {
+    gauge!("onceflow_held_events", "consumer" => known(consumer)).set(whole(events));
+}
+
 /// The outbox, as sampled.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct OutboxTotals {

@@ -10,8 +10,8 @@ mod names;
 pub use hot::{end_to_end, in_flight, processed, received, settled_since_start};
 pub use install::{InstallError, MetricsHandle, install};
 pub use metrics::{
-    DeadLetters, OutboxTotals, PoolTotals, admin_request, admin_routes, dead_letters, inbox_rows, oldest_row, outbox,
-    pool, pruned, ready,
+    DeadLetters, OutboxTotals, PoolTotals, admin_request, admin_routes, dead_letters, held_events, inbox_rows,
+    oldest_row, outbox, pool, pruned, ready,
 };
 pub use metrics::{
     broker_blocked, broker_connected, broker_reconnect, channel_closed, conflict, connected, db_error, db_transaction,

@@ -8,11 +8,11 @@ pub(super) const OTHER: &str = "other";
 /// The one relay of this build; further ones come with foreign outbox tables.
 pub(super) const RELAY: &str = "default";
 
-pub(super) const OUTCOMES: [&str; 6] = ["applied", "duplicate", "stale", "ignored", "retry", "dead"];
+pub(super) const OUTCOMES: [&str; 7] = ["applied", "duplicate", "stale", "ignored", "retry", "dead", "held"];
 pub(super) const DEAD_REASONS: [&str; 10] =
     ["decode", "validate", "handler", "database", "timeout", "exhausted", "delivery_limit", "expired", "broker", OTHER];
-/// `consumer`: the consumer itself asked for another attempt; its own code is in the log.
-pub(super) const RETRY_REASONS: [&str; 4] = ["contention", "timeout", "panic", "consumer"];
+/// `consumer`: the consumer itself asked for another attempt; its own code is in the log. `held`: no room behind a failed event.
+pub(super) const RETRY_REASONS: [&str; 5] = ["contention", "timeout", "panic", "consumer", "held"];
 pub(super) const PUBLISH_OUTCOMES: [&str; 5] = ["confirmed", "nacked", "returned", "timeout", "error"];
 pub(super) const PURPOSES: [&str; 2] = ["consume", "publish"];
 pub(super) const OPERATIONS: [&str; 4] = ["apply", "relay", "dead_letter", "admin"];

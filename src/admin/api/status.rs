@@ -11,7 +11,7 @@ use super::super::problem::Problem;
 use super::super::state::{AdminState, end_read};
 use super::super::wire::{CheckReport, ConsumerReport, StatusReport};
 use crate::db::{DbError, Tx};
-use crate::replay::control::{self, ConsumerSwitch, DeadLetterTotals, OutboxTotals};
+use crate::replay::control::{self, ConsumerSwitch, DeadLetterTotals, HeldTotals, OutboxTotals};
 use crate::runtime::layout::{self, Layout};
 use crate::telemetry;
 
@@ -23,6 +23,7 @@ struct Stored {
     switches: Vec<ConsumerSwitch>,
     layouts: BTreeMap<String, Layout>,
     dead: Vec<DeadLetterTotals>,
+    held: Vec<HeldTotals>,
     outbox: OutboxTotals,
 }
 
@@ -56,6 +57,7 @@ async fn ask(tx: &Tx) -> Result<Stored, DbError> {
         switches: control::switches(tx).await?,
         layouts: layout::all(tx).await?,
         dead: control::dead_letter_totals(tx).await?,
+        held: control::held_totals(tx).await?,
         outbox: control::outbox_totals(tx).await?,
     })
 }
@@ -63,6 +65,7 @@ async fn ask(tx: &Tx) -> Result<Stored, DbError> {
 fn consumer(name: &str, checks: &BTreeMap<String, CheckReport>, stored: Option<&Stored>) -> ConsumerReport {
     let switch = stored.and_then(|s| s.switches.iter().find(|s| s.consumer == name)).cloned();
     let dead = stored.map(|s| s.dead.iter().find(|d| d.consumer == name).cloned().unwrap_or_default());
+    let held = stored.map(|s| s.held.iter().find(|h| h.consumer == name).cloned().unwrap_or_default());
     let (run, why) = condition(name, checks, switch.as_ref());
     ConsumerReport {
         consumer: name.to_owned(),
@@ -74,6 +77,8 @@ fn consumer(name: &str, checks: &BTreeMap<String, CheckReport>, stored: Option<&
         dead_groups: dead.as_ref().map(|d| d.groups),
         dead_replaying: dead.as_ref().map(|d| d.replaying),
         dead_oldest_age_seconds: dead.and_then(|d| d.oldest_age_seconds),
+        held_events: held.as_ref().map(|h| h.events),
+        blocked_keys: held.map(|h| h.keys),
         switch,
     }
 }

@@ -98,8 +98,18 @@ fn matches(total: i64, is_exact: bool) -> String {
 }
 
 fn table(page: &Page) -> Rows {
-    let mut rows =
-        Rows::new(&["ID", "CONSUMER", "TYPE", "SUBJECT", "REASON", "STATE", "TRIES", "LAST FAILED", "ERROR"]);
+    let mut rows = Rows::new(&[
+        "ID",
+        "CONSUMER",
+        "TYPE",
+        "SUBJECT",
+        "REASON",
+        "STATE",
+        "TRIES",
+        "WAITING BEHIND",
+        "LAST FAILED",
+        "ERROR",
+    ]);
     for d in &page.items {
         rows.push(vec![
             d.id.to_string(),
@@ -109,6 +119,7 @@ fn table(page: &Page) -> Rows {
             d.reason_code.clone(),
             d.state.clone(),
             d.attempts.to_string(),
+            d.waiting_behind.to_string(),
             time(d.last_failed_at),
             d.error.clone(),
         ]);

@@ -49,6 +49,9 @@ fn page(letter: &DeadLetter) -> String {
     line("tenant", &s.tenant);
     line("consumer", &format!("{} {}", s.consumer, letter.consumer_version));
     line("state", &state(letter));
+    if s.waiting_behind > 0 {
+        line("waiting behind", &format!("{} events of its key", s.waiting_behind));
+    }
     line("failed", &format!("at {} with {} (group {})", s.stage, s.reason_code, s.group));
     if let Some(text) = &letter.group_text {
         line("group's error", text);

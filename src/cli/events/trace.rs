@@ -106,6 +106,7 @@ fn told(what: &What) -> (&'static str, String) {
         What::Dead(letter) => ("dead", dead(letter)),
         What::Replayed(hand) => ("replayed", by(hand)),
         What::Changed(hand) => ("changed", format!("{} {}", hand.action, by(hand))),
+        What::Held(hold) => ("held", format!("behind event {} of its key, which failed", hold.blocked_by)),
         What::Applied(end) => ("applied", ended(end)),
         What::Stale(end) => ("stale", ended(end)),
         What::Skipped(end) => ("skipped", ended(end)),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::db::{DbError, Tx};
+use crate::runtime::order;
 
 /// Most parked rows that are listed or changed in one call.
 pub const MAX_PARKED: usize = 1000;
@@ -91,6 +92,17 @@ pub struct DeadLetterTotals {
     pub groups: i64,
     /// Age of the oldest open one.
     pub oldest_age_seconds: Option<f64>,
+}
+
+/// What a strict consumer holds back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldTotals {
+    /// The consumer.
+    pub consumer: String,
+    /// Events that wait behind failed ones of their keys.
+    pub events: i64,
+    /// Keys that a failed event blocks.
+    pub keys: i64,
 }
 
 /// Totals of the outbox.
@@ -183,6 +195,7 @@ pub async fn retry_parked(tx: &Tx, ids: &[Uuid], by: (&str, &str)) -> Result<usi
 pub async fn discard_parked(tx: &Tx, ids: &[Uuid], by: (&str, &str)) -> Result<usize, DbError> {
     let dropped = store::delete_parked(tx, ids).await?;
     store::reopen(tx, &dropped).await?;
+    order::dropped(tx, &dropped).await?;
     audit_parked(tx, "outbox.discard", &dropped, by).await?;
     Ok(dropped.len())
 }
@@ -193,6 +206,14 @@ pub async fn discard_parked(tx: &Tx, ids: &[Uuid], by: (&str, &str)) -> Result<u
 /// When the database is away.
 pub async fn dead_letter_totals(tx: &Tx) -> Result<Vec<DeadLetterTotals>, DbError> {
     store::dead_letter_totals(tx).await
+}
+
+/// What strict consumers hold back, for the gauges; no row for a consumer that holds nothing.
+///
+/// # Errors
+/// When the database is away.
+pub async fn held_totals(tx: &Tx) -> Result<Vec<HeldTotals>, DbError> {
+    store::held_totals(tx).await
 }
 
 /// The outbox's totals, for the gauges.

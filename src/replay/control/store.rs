@@ -4,7 +4,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::super::store::column;
-use super::{ConsumerSwitch, DeadLetterTotals, MAX_PARKED, OutboxTotals, Parked, Partition};
+use super::{ConsumerSwitch, DeadLetterTotals, HeldTotals, MAX_PARKED, OutboxTotals, Parked, Partition};
 use crate::db::{DbError, Tx};
 
 const SWITCHES: &str = "
@@ -75,6 +75,12 @@ const DEAD_LETTER_TOTALS: &str = "
              GROUP BY 1, 2) AS groups
      GROUP BY consumer";
 
+const HELD_TOTALS: &str = "
+    SELECT coalesce(h.consumer, b.consumer) AS consumer, coalesce(h.events, 0) AS events, coalesce(b.keys, 0) AS keys
+      FROM (SELECT consumer, count(*) AS events FROM onceflow.held_event GROUP BY consumer) AS h
+      FULL JOIN (SELECT consumer, count(*) AS keys FROM onceflow.blocked_key GROUP BY consumer) AS b
+        ON b.consumer = h.consumer";
+
 const INBOX_ESTIMATE: &str = "
     SELECT greatest(reltuples, 0)::float8 AS estimate FROM pg_class WHERE oid = 'onceflow.inbox'::regclass";
 
@@ -125,6 +131,17 @@ pub(super) async fn outbox_totals(tx: &Tx) -> Result<OutboxTotals, DbError> {
         oldest_pending_age_seconds: column(&row, "oldest")?,
         parked: column(&row, "parked")?,
     })
+}
+
+pub(super) async fn held_totals(tx: &Tx) -> Result<Vec<HeldTotals>, DbError> {
+    let read = |row: &Row| {
+        Ok(HeldTotals {
+            consumer: column(row, "consumer")?,
+            events: column(row, "events")?,
+            keys: column(row, "keys")?,
+        })
+    };
+    tx.query(HELD_TOTALS, &[]).await?.iter().map(read).collect()
 }
 
 pub(super) async fn partitions(tx: &Tx) -> Result<Vec<Partition>, DbError> {

@@ -18,7 +18,7 @@ use self::store::{Found, Places};
 use crate::db::{DbError, Tx};
 use crate::event::DEFAULT_TENANT;
 
-pub use step::{DeadLetterState, End, FailedTry, Hand, OutboxRow, Step, What};
+pub use step::{DeadLetterState, End, FailedTry, Hand, Hold, OutboxRow, Step, What};
 
 /// Most steps that are told; the newest.
 pub const MAX_STEPS: usize = 500;
@@ -76,6 +76,7 @@ pub async fn trace(tx: &Tx, question: &Question, consumers: &[&str]) -> Result<T
     let mut found = Found {
         attempts: store::attempts(tx, question).await?,
         letters: store::letters(tx, question).await?,
+        held: store::held(tx, question).await?,
         ..Found::default()
     };
     let mut notes = Vec::new();

@@ -36,6 +36,8 @@ pub enum What {
     Replayed(Hand),
     /// An operator changed something else by hand.
     Changed(Hand),
+    /// It waits behind a failed event of its key.
+    Held(Hold),
     /// The consumer applied it.
     Applied(End),
     /// The consumer found it older than what is stored.
@@ -117,6 +119,18 @@ pub struct Hand {
     pub actor: String,
     /// Why.
     pub reason: Option<String>,
+}
+
+/// An event's place in the line of its key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Event type.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// Source of the event that blocks the key.
+    pub blocked_by_source: String,
+    /// Id of the event that blocks the key.
+    pub blocked_by: String,
 }
 
 /// What the inbox has of it.

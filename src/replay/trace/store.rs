@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::super::store::column;
-use super::step::{DeadLetterState, End, FailedTry, Hand, OutboxRow};
+use super::step::{DeadLetterState, End, FailedTry, Hand, Hold, OutboxRow};
 use super::{Identity, MAX_SEARCHED, MAX_SOURCES, MAX_STEPS, Question};
 use crate::db::{DbError, Tx};
 
@@ -30,6 +30,19 @@ const LETTERS: &str = "
        AND ($3::text IS NULL OR tenant = $3) AND ($4::text IS NULL OR source = $4)
        AND ($5::text IS NULL OR consumer = $5)
      ORDER BY last_failed_at DESC, id
+     LIMIT $6";
+
+/// Few rows: what is held is bounded.
+const HELD: &str = "
+    SELECT h.tenant, h.consumer, h.source, h.event_id, h.event_type, h.held_at, b.source AS blocked_by_source,
+           b.event_id AS blocked_by
+      FROM onceflow.held_event AS h
+      JOIN onceflow.blocked_key AS b
+        ON b.tenant = h.tenant AND b.consumer = h.consumer AND b.partition_key = h.partition_key
+     WHERE (h.event_id = $1 OR h.partition_key = $2)
+       AND ($3::text IS NULL OR h.tenant = $3) AND ($4::text IS NULL OR h.source = $4)
+       AND ($5::text IS NULL OR h.consumer = $5)
+     ORDER BY h.seq DESC
      LIMIT $6";
 
 /// Each place of the inbox by one step of its key's index, from the last one to the next; whatever the number of rows in each.
@@ -97,6 +110,7 @@ pub(super) type Places = Vec<(String, String, String)>;
 pub(super) struct Found {
     pub(super) attempts: Vec<(Identity, Timestamp, FailedTry)>,
     pub(super) letters: Vec<Letter>,
+    pub(super) held: Vec<(Identity, Timestamp, Hold)>,
     pub(super) ends: Vec<Ended>,
     pub(super) outbox: Vec<Waiting>,
     /// Whether the whole outbox was looked through.
@@ -161,6 +175,16 @@ pub(super) async fn attempts(tx: &Tx, q: &Question) -> Result<Vec<(Identity, Tim
 pub(super) async fn letters(tx: &Tx, q: &Question) -> Result<Vec<Letter>, DbError> {
     let rows = tx.query(LETTERS, &[&q.id, &q.key, &q.tenant, &q.source, &q.consumer, &limit(MAX_STEPS)]).await?;
     rows.iter().map(letter).collect()
+}
+
+pub(super) async fn held(tx: &Tx, q: &Question) -> Result<Vec<(Identity, Timestamp, Hold)>, DbError> {
+    let rows = tx.query(HELD, &[&q.id, &q.key, &q.tenant, &q.source, &q.consumer, &limit(MAX_STEPS)]).await?;
+    let hold = |row: &Row| {
+        let (event_type, blocked_by) = (column(row, "event_type")?, column(row, "blocked_by")?);
+        let hold = Hold { event_type, blocked_by_source: column(row, "blocked_by_source")?, blocked_by };
+        Ok((identity(row)?, column(row, "held_at")?, hold))
+    };
+    rows.iter().map(hold).collect()
 }
 
 /// One more than [`MAX_SOURCES`] where there are more.

@@ -23,6 +23,7 @@ pub(super) fn tell(found: &Found, question: &Question) -> (Vec<Step>, bool) {
         placed.push(step(&letter.event, letter.last_failed_at, What::Dead(letter.state.clone())));
         placed.extend(letter.closed_at.map(|at| step(&letter.event, at, What::Closed(letter.state.clone()))));
     }
+    placed.extend(found.held.iter().map(|(event, at, hold)| step(event, *at, What::Held(hold.clone()))));
     for ended in &found.ends {
         placed.extend(end(ended, found));
     }
@@ -90,7 +91,7 @@ fn step(event: &Identity, at: Timestamp, what: What) -> Placed {
         What::Failed(_) => 0,
         What::GaveUp(_) => 1,
         What::Dead(_) => 2,
-        What::Replayed(_) | What::Changed(_) => 3,
+        What::Replayed(_) | What::Changed(_) | What::Held(_) => 3,
         What::Applied(_) | What::Stale(_) | What::Skipped(_) => 4,
         What::Waits(_) | What::Parked(_) => 5,
         What::Confirmed { .. } => 6,
