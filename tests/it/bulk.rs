@@ -1,6 +1,8 @@
 //! Jobs: many dead letters replayed or discarded with a brake.
 
 mod desk;
+mod hints;
+mod metrics;
 mod plans;
 mod runs;
 mod service;

@@ -135,6 +135,7 @@ fn confirm(context: &Context, plan: &Plan, action: Action) -> Result<(), Failure
     let kinds: Vec<String> =
         plan.kinds.iter().take(5).map(|k| format!("{} {} {}", k.count, k.consumer, k.reason_code)).collect();
     let wanted = if count > TYPE_THE_NUMBER_ABOVE { count.to_string() } else { "yes".to_owned() };
+    plan::say_hints(context, plan);
     context.out.say(&format!("{verb} {count} dead letters: {}{left}. Type {wanted} to go on:", kinds.join(", ")));
     let mut answer = String::new();
     match io::stdin().lock().read_line(&mut answer) {

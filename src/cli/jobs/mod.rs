@@ -10,7 +10,7 @@ use uuid::Uuid;
 pub(super) use watch::watch;
 
 use super::context::Context;
-use super::dlq::rate;
+use super::dlq::{rate, say_hints};
 use super::exit::{Ending, Exit};
 use super::output::{Rows, age, time};
 use crate::admin::wire::{JobChange, Jobs};
@@ -129,6 +129,7 @@ fn say_more(context: &Context, job: &Job) {
     for left in &job.plan.left_out {
         out.say(&format!("left out when planned: {} {}", left.count, left.why.as_str()));
     }
+    say_hints(context, &job.plan);
     if let Some(newcomers) = job.newcomers.filter(|n| *n > 0) {
         out.say(&format!("{newcomers} more have failed since the plan and are not in it"));
     }

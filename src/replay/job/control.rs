@@ -4,9 +4,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::super::filter::Selection;
-use super::model::{Job, JobError, MAX_RATE, State};
+use super::model::{Action, Job, JobError, MAX_RATE, State};
 use super::{plan, plan_store, store};
 use crate::db::{DbError, Tx};
+use crate::telemetry;
 
 /// Most jobs that are listed.
 const MOST_JOBS: u32 = 200;
@@ -69,8 +70,17 @@ pub async fn cancel(tx: &Tx, id: Uuid, by: (&str, &str)) -> Result<Job, JobError
     let live = [State::Planned, State::Held, State::Canary, State::Running, State::Paused];
     let before = locked(tx, id, &live, "cancelled").await?;
     let undone = matches!(before.state, State::Planned | State::Held);
+    count_cancelled(before.action, &store::skip_waiting(tx, id, "cancelled").await?);
     store::cancel(tx, id, &format!("cancelled by {}: {}", by.0, by.1)).await?;
     changed(tx, (if undone { "job.undo" } else { "job.cancel" }, &before), by).await
+}
+
+/// Jobs that have not ended by state, and how many dead letters they have still to deal with, for the gauges.
+///
+/// # Errors
+/// When the database is away.
+pub async fn totals(tx: &Tx) -> Result<(Vec<(String, i64)>, i64), DbError> {
+    store::totals(tx).await
 }
 
 /// Changes the rate; takes effect at once.
@@ -106,6 +116,13 @@ async fn changed(tx: &Tx, (action, before): (&str, &Job), by: (&str, &str)) -> R
     });
     store::audit(tx, action, before.id, by, &detail).await?;
     Ok(after)
+}
+
+/// Counts what an ended job leaves open, by consumer. A transaction that doesn't commit is done again and counts again.
+pub(super) fn count_cancelled(action: Action, left: &[(String, u32)]) {
+    for (consumer, count) in left.iter().filter(|_| action == Action::Replay) {
+        telemetry::replays(consumer, "cancelled", u64::from(*count));
+    }
 }
 
 /// The numbers of a job, for the audit.

@@ -113,6 +113,7 @@ impl Desk {
             queues: BTreeMap::from(queues),
             outbox_wakeup: Arc::new(Notify::new()),
             health: self.health.clone(),
+            loads: Arc::default(),
         };
         let stop = CancellationToken::new();
         Running { task: tokio::spawn(job::run_jobs(runner, stop.clone())), stop }
