@@ -196,6 +196,7 @@ fn admin_state(
         token: config.admin.token.clone(),
         paused_changed: pauses.bell(),
         outbox_wakeup: handover.bell(),
+        second_person_above: config.admin.second_person_above,
         loads: loads.clone(),
         version: env!("CARGO_PKG_VERSION"),
     }

@@ -11,7 +11,8 @@ use crate::replay::ChangeError;
 use crate::replay::job::JobError;
 
 /// Every stable code with what it says; the document lists them.
-pub(super) const CODES: [(&str, &str); 35] = [
+pub(super) const CODES: [(&str, &str); 37] = [
+    ("approval_needed", "A second person has to approve the job first."),
     ("busy", "Too many requests at once; try again."),
     ("count_differs", "Not as many dead letters are eligible as were expected: look again."),
     ("database_busy", "The database is busy; try again."),
@@ -39,6 +40,7 @@ pub(super) const CODES: [(&str, &str); 35] = [
     ("nothing_matches", "No open dead letter matches."),
     ("outcome_unknown", "The answer to COMMIT was lost: look before repeating it."),
     ("reason_needed", "More than one is meant: say why."),
+    ("same_person", "Who planned the job can't approve it."),
     ("schema_not_ready", "The database's schema does not fit this build: migrate."),
     ("taken_by_another_job", "Another job has some of them."),
     ("timeout", "No answer within 10 s: narrow the question."),
@@ -134,6 +136,8 @@ impl From<JobError> for Problem {
             JobError::NotOpen(_) => Self::invalid("not_open", detail),
             JobError::Nothing => Self::new(StatusCode::NOT_FOUND, "nothing_matches", detail),
             JobError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
+            JobError::ApprovalNeeded(_) => conflict("approval_needed"),
+            JobError::SamePerson(..) => Self::new(StatusCode::FORBIDDEN, "same_person", detail),
             JobError::NoneEligible(_) => conflict("none_eligible"),
             JobError::Count { .. } => conflict("count_differs"),
             JobError::Taken { .. } => conflict("taken_by_another_job"),

@@ -50,6 +50,8 @@ pub struct AdminState {
     pub paused_changed: Arc<Notify>,
     /// Told after rows were put into the outbox.
     pub outbox_wakeup: Arc<Notify>,
+    /// Jobs with more dead letters are approved by a second person; 0 for none.
+    pub second_person_above: u32,
     /// How busy the consumers are.
     pub loads: Arc<Loads>,
     /// Version of this build.

@@ -48,6 +48,7 @@ impl Door {
             token: token.map(Into::into),
             paused_changed: Arc::new(Notify::new()),
             outbox_wakeup: wakeup.clone(),
+            second_person_above: 0,
             loads: Arc::default(),
             version: "test",
         };

@@ -1,5 +1,6 @@
 //! Jobs: many dead letters replayed or discarded with a brake.
 
+mod approval;
 mod desk;
 mod hints;
 mod metrics;

@@ -166,7 +166,7 @@ async fn every_route_is_in_the_document_and_its_real_answer_fits_the_schema() {
 
     look(&door, &mut document).await;
     change_dead_letters(&door, &mut document).await;
-    run_jobs(&door, &mut document).await;
+    run_jobs(&door, &mut document, &client).await;
     change_the_rest(&door, &mut document, &client).await;
     // Once more, with jobs, pauses, notes and tokens in them.
     look(&door, &mut document).await;
@@ -221,7 +221,7 @@ async fn change_dead_letters(door: &Door, document: &mut Document) {
     document.fits("post /api/v1/dlq/settled", &settled);
 }
 
-async fn run_jobs(door: &Door, document: &mut Document) {
+async fn run_jobs(door: &Door, document: &mut Document, client: &tokio_postgres::Client) {
     let job = json!({ "action": "replay", "selection": { "filter": { "reason_code": "cycle" } }, "reason": "mended" });
     let with = |more: Value| {
         let mut body = job.clone();
@@ -232,8 +232,13 @@ async fn run_jobs(door: &Door, document: &mut Document) {
     let made = door.post("/api/v1/jobs", with(json!({ "plan_only": true, "settings": { "hold_seconds": 300 } }))).await;
     document.fits("post /api/v1/jobs", &made);
     let id = made.1["job"]["id"].as_str().unwrap();
-    for (verb, more) in [("start", json!({})), ("rate", json!({ "rate": 7 })), ("cancel", json!({ "reason": "seen" }))]
-    {
+    client.execute("UPDATE onceflow.bulk_job SET actor = 'li', approval_needed = true", &[]).await.unwrap();
+    for (verb, more) in [
+        ("approve", json!({ "reason": "seen" })),
+        ("start", json!({})),
+        ("rate", json!({ "rate": 7 })),
+        ("cancel", json!({ "reason": "seen" })),
+    ] {
         let answer = door.post(&format!("/api/v1/jobs/{id}/{verb}"), more).await;
         document.fits(&format!("post /api/v1/jobs/{{id}}/{verb}"), &answer);
     }

@@ -47,7 +47,7 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Body<JobRequest>,
 ) -> Result<Json<Planned>, Problem> {
-    let new = new_job(&headers, body?.0)?;
+    let new = new_job(&headers, body?.0, state.second_person_above)?;
     let consumers: Vec<&str> = state.consumers.iter().map(|c| c.name).collect();
     let tx = state.begin().await?;
     let result = job::create(&tx, &new, &consumers).await;
@@ -100,6 +100,22 @@ pub(super) async fn start(
     let tx = state.begin().await?;
     let result = job::start(&tx, order.id, order.by()).await;
     order.end(tx, result, "started").await
+}
+
+pub(super) async fn approve(
+    State(state): State<Arc<AdminState>>,
+    id: Id,
+    headers: HeaderMap,
+    body: Body<JobChange>,
+) -> Result<Json<Job>, Problem> {
+    let body = body?;
+    if body.reason.is_none() {
+        return Err(Problem::invalid("reason_needed", "an approval needs a reason: it is kept in the audit"));
+    }
+    let order = Order::read(id, &headers, Ok(body))?;
+    let tx = state.begin().await?;
+    let result = job::approve(&tx, order.id, order.by()).await;
+    order.end(tx, result, "approved").await
 }
 
 pub(super) async fn pause(
@@ -179,7 +195,7 @@ impl Order {
     }
 }
 
-fn new_job(headers: &HeaderMap, request: JobRequest) -> Result<NewJob, Problem> {
+fn new_job(headers: &HeaderMap, request: JobRequest, second_person_above: u32) -> Result<NewJob, Problem> {
     if let Selection::Ids(ids) = &request.selection
         && ids.len() > MAX_CHANGES
     {
@@ -200,5 +216,6 @@ fn new_job(headers: &HeaderMap, request: JobRequest) -> Result<NewJob, Problem> 
         expect_count: request.expect_count,
         max: request.max,
         idempotency_key: request.idempotency_key,
+        second_person_above,
     })
 }

@@ -30,7 +30,7 @@ pub(super) const PREFIX: &str = "/api/v1";
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`table`], below [`PREFIX`], as they are counted.
-pub(super) const ROUTES: [&str; 26] = [
+pub(super) const ROUTES: [&str; 27] = [
     "/status",
     "/dlq",
     "/dlq/groups",
@@ -50,6 +50,7 @@ pub(super) const ROUTES: [&str; 26] = [
     "/events/trace",
     "/jobs",
     "/jobs/{id}",
+    "/jobs/{id}/approve",
     "/jobs/{id}/start",
     "/jobs/{id}/pause",
     "/jobs/{id}/resume",
@@ -101,6 +102,7 @@ fn job_routes(table: Table) -> Table {
         .query::<jobs::Listing>()
         .post("/jobs", "Plan a replay or discard of many, and begin it unless that is not wanted.", jobs::create)
         .get("/jobs/{id}", "One job with its plan and its books.", jobs::show)
+        .post("/jobs/{id}/approve", "Agree to a large job of somebody else, and begin its undo window.", jobs::approve)
         .post("/jobs/{id}/start", "Begin the undo window of a planned job, or end that of a held one.", jobs::start)
         .post("/jobs/{id}/pause", "Send nothing more until it is resumed.", jobs::pause)
         .post("/jobs/{id}/resume", "Go on after a pause.", jobs::resume)

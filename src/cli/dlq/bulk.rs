@@ -122,7 +122,9 @@ fn tell(context: &Context, job: &Job, repeated: bool) {
         let left: Vec<String> = job.plan.left_out.iter().map(|l| format!("{} {}", l.count, l.why.as_str())).collect();
         context.out.say(&format!("left out: {}", left.join(", ")));
     }
-    if job.settings.hold_seconds > 0 {
+    if job.waits_for_approval() {
+        context.out.say(&format!("somebody else has to agree first: onceflow jobs approve {id} --reason WHY"));
+    } else if job.settings.hold_seconds > 0 {
         let seconds = job.settings.hold_seconds;
         context.out.say(&format!("nothing is sent for {seconds} s: onceflow jobs cancel {id} undoes it"));
     }

@@ -38,8 +38,33 @@ pub async fn job(tx: &Tx, id: Uuid) -> Result<Job, JobError> {
 /// When the job is in another state or the database fails; then the transaction is to be rolled back, as below.
 pub async fn start(tx: &Tx, id: Uuid, by: (&str, &str)) -> Result<Job, JobError> {
     let before = locked(tx, id, &[State::Planned, State::Held], "started").await?;
+    if before.waits_for_approval() {
+        return Err(JobError::ApprovalNeeded(id));
+    }
     store::hold(tx, id).await?;
     changed(tx, ("job.start", &before), by).await
+}
+
+/// Agrees to a job that needs a second person, and begins its undo window.
+///
+/// # Errors
+/// As [`start`], when it needs nobody, and when `by` is who planned it.
+pub async fn approve(tx: &Tx, id: Uuid, by: (&str, &str)) -> Result<Job, JobError> {
+    let before = locked(tx, id, &[State::Planned], "approved").await?;
+    if !before.waits_for_approval() {
+        return Err(JobError::WrongState { job: id, state: "in need of no approval", verb: "approved" });
+    }
+    if person(by.0) == person(&before.actor) {
+        return Err(JobError::SamePerson(id, before.actor));
+    }
+    store::approve(tx, id, by.0).await?;
+    store::hold(tx, id).await?;
+    changed(tx, ("job.approve", &before), by).await
+}
+
+/// The owner of the token, without what they say of themselves: the name stands before it, in brackets.
+fn person(actor: &str) -> &str {
+    actor.split(" (").next().unwrap_or(actor).trim()
 }
 
 /// Sends nothing more until it is resumed; what is on its way goes on.
@@ -131,4 +156,16 @@ pub(super) fn books(job: &Job) -> serde_json::Value {
         "planned": job.planned, "waiting": job.waiting, "in_flight": job.in_flight, "succeeded": job.succeeded,
         "failed_again": job.failed_again, "skipped": job.skipped,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::person;
+
+    #[test]
+    fn a_person_is_the_same_whatever_it_says_of_itself() {
+        assert_eq!(person("li (wang)"), person("li (li)"));
+        assert_eq!(person("li"), person("li (x)"));
+        assert_ne!(person("li (wang)"), person("wang"));
+    }
 }

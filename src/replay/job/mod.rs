@@ -6,7 +6,7 @@
 //!
 //! | state | meaning | leaves it |
 //! |---|---|---|
-//! | planned | the dead letters are listed by id, nothing happens | `start` |
+//! | planned | the dead letters are listed by id, nothing happens | `start`; `approve` where it is so large that a second person has to agree |
 //! | held | the undo window: begins by itself at `hold_until` | time, `start`, `cancel` (= undo) |
 //! | canary | the first few, spread over the kinds of failure, are on their way | all succeeded; one failed → paused |
 //! | running | the rest, ever faster up to the rate | nothing left → done; a rule → stopped |
@@ -23,6 +23,7 @@
 //! - `planned = waiting + in_flight + succeeded + failed_again + skipped` (CHECK), so the books of a job add up at any moment.
 //! - Exactly one process runs a job: it locks the row by holder *and* epoch before it writes anything, a takeover raises the epoch,
 //!   and an operator's change locks the same row. So a cancel is never followed by one more send.
+//! - A job that needs a second person leaves `planned` only with the name of one who did not plan it (CHECK).
 //! - Every change leaves an audit row in its own transaction: one for the operation, one for each dead letter touched.
 //!
 //! **What each failure does**
@@ -50,7 +51,7 @@ mod preview;
 mod runner;
 mod store;
 
-pub use control::{cancel, job, jobs, pause, resume, set_rate, start, totals};
+pub use control::{approve, cancel, job, jobs, pause, resume, set_rate, start, totals};
 pub use hints::{Hints, Preview, Target, hints};
 pub use load::{Load, Loads, Outlook};
 pub use model::{

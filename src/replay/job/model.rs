@@ -96,6 +96,8 @@ pub struct NewJob {
     pub max: Option<u32>,
     /// The same key again is the same job.
     pub idempotency_key: Option<String>,
+    /// With more dead letters a second person has to approve it; 0 for never.
+    pub second_person_above: u32,
 }
 
 /// What a job found when it was planned.
@@ -201,6 +203,15 @@ pub struct Job {
     pub actor: String,
     /// Why.
     pub reason: String,
+    /// Whether somebody else has to approve it before anything is sent.
+    #[serde(default)]
+    pub approval_needed: bool,
+    /// Who approved it.
+    #[serde(default)]
+    pub approved_by: Option<String>,
+    /// When.
+    #[serde(default)]
+    pub approved_at: Option<Timestamp>,
     /// What was asked for.
     pub selection: serde_json::Value,
     /// Later failures are newcomers.
@@ -287,6 +298,12 @@ pub enum JobError {
     /// The key belongs to a job for something else.
     #[error("the idempotency key belongs to job {0}, which is for something else: use a new key")]
     KeyUsed(Uuid),
+    /// Nobody else has agreed to it yet.
+    #[error("job {0} has to be approved by a second person first: onceflow jobs approve {0} --reason WHY")]
+    ApprovalNeeded(Uuid),
+    /// Who planned it can't approve it.
+    #[error("job {0} was planned by {1}: somebody else has to approve it")]
+    SamePerson(Uuid, String),
     /// No such job.
     #[error("job {0} does not exist")]
     NotFound(Uuid),
@@ -372,6 +389,11 @@ impl Left {
 }
 
 impl Job {
+    /// Whether it waits for somebody else to agree.
+    pub fn waits_for_approval(&self) -> bool {
+        self.approval_needed && self.approved_by.is_none()
+    }
+
     /// How many have ended, one way or the other.
     pub fn ended(&self) -> u32 {
         self.succeeded + self.failed_again + self.skipped

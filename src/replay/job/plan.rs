@@ -41,14 +41,16 @@ pub async fn create(tx: &Tx, new: &NewJob, consumers: &[&str]) -> Result<Planned
     }
     let Some(id) = id else { return Ok(Planned { plan, job: None, repeated: false }) };
     refuse(tx, &plan).await?;
-    plan_store::finish_plan(tx, id, &plan).await?;
+    let needs_approval = new.second_person_above > 0 && plan.count > new.second_person_above;
+    plan_store::finish_plan(tx, id, &plan, needs_approval).await?;
     let by = (new.actor.as_str(), new.reason.as_deref().unwrap_or_default());
     let detail = json!({
         "before": null, "after": "planned", "count": plan.count, "selection": new.selection, "settings": new.settings,
-        "left_out": plan.left_out.iter().map(|l| (l.why, l.count)).collect::<Vec<_>>(),
+        "approval_needed": needs_approval, "left_out": plan.left_out.iter().map(|l| (l.why, l.count)).collect::<Vec<_>>(),
     });
     store::audit(tx, "job.plan", id, by, &detail).await?;
-    let job = if new.start { control::start(tx, id, by).await? } else { control::job(tx, id).await? };
+    let job =
+        if new.start && !needs_approval { control::start(tx, id, by).await? } else { control::job(tx, id).await? };
     Ok(Planned { plan, job: Some(job), repeated: false })
 }
 
@@ -201,6 +203,7 @@ mod tests {
             expect_count: None,
             max: None,
             idempotency_key: None,
+            second_person_above: 0,
         }
     }
 

@@ -27,7 +27,10 @@ const INSERT_JOB: &str = "
            max_in_flight, canary, hold_seconds, planned, waiting)
     VALUES ($1, $2, 'planned', $3, $4, $5, $6, $7, '{}', $8, $9, $10, $11, 0, 0)";
 
-const FINISH_PLAN: &str = "UPDATE onceflow.bulk_job SET plan = $2, planned = $3, waiting = $3 WHERE id = $1";
+const FINISH_PLAN: &str = "
+    UPDATE onceflow.bulk_job
+       SET plan = $2, planned = $3, waiting = $3, approval_needed = $4, waits_for = CASE WHEN $4 THEN 'the approval of a second person' END
+     WHERE id = $1";
 
 /// Lists what matches and, where $21 says so, stores what is eligible: both from one look at the table. Of the canary is at most
 /// one of a key, its first, and the groups take turns: failures of one kind may have several causes.
@@ -167,9 +170,9 @@ pub(super) async fn insert_job(tx: &Tx, id: Uuid, new: &NewJob, bound: jiff::Tim
     tx.execute(INSERT_JOB, &params).await.map(|_| ())
 }
 
-pub(super) async fn finish_plan(tx: &Tx, id: Uuid, plan: &Plan) -> Result<(), DbError> {
+pub(super) async fn finish_plan(tx: &Tx, id: Uuid, plan: &Plan, approval_needed: bool) -> Result<(), DbError> {
     let stored = serde_json::to_value(plan).map_err(|e| DbError::shape(e.to_string()))?;
-    tx.execute(FINISH_PLAN, &[&id, &stored, &signed(plan.count)]).await.map(|_| ())
+    tx.execute(FINISH_PLAN, &[&id, &stored, &signed(plan.count), &approval_needed]).await.map(|_| ())
 }
 
 pub(super) async fn plan(tx: &Tx, look: &Look<'_>) -> Result<Vec<Found>, DbError> {

@@ -14,7 +14,7 @@ use crate::db::{DbError, Tx};
 const JOBS: &str = "
     SELECT id, action, state, actor, reason, selection, bound, plan, rate, max_in_flight, canary, hold_seconds, hold_until,
            planned, waiting, in_flight, succeeded, failed_again, skipped, stop_reason, waits_for, created_at, changed_at,
-           finished_at
+           finished_at, approval_needed, approved_by, approved_at
       FROM onceflow.bulk_job
      WHERE $1::uuid IS NULL OR id = $1
      ORDER BY created_at DESC, id LIMIT $2";
@@ -24,9 +24,12 @@ const LOCK: &str = "SELECT resume_to FROM onceflow.bulk_job WHERE id = $1 FOR UP
 /// The undo window begins, or ends now.
 const HOLD: &str = "
     UPDATE onceflow.bulk_job
-       SET state = 'held', changed_at = clock_timestamp(),
+       SET state = 'held', waits_for = NULL, changed_at = clock_timestamp(),
            hold_until = clock_timestamp() + make_interval(secs => CASE WHEN state = 'planned' THEN hold_seconds ELSE 0 END)
      WHERE id = $1";
+
+const APPROVE: &str = "
+    UPDATE onceflow.bulk_job SET approved_by = $2, approved_at = clock_timestamp(), changed_at = clock_timestamp() WHERE id = $1";
 
 const PAUSE: &str = "
     UPDATE onceflow.bulk_job
@@ -217,6 +220,9 @@ fn read_job(row: &Row) -> Result<Job, DbError> {
         state,
         actor: column(row, "actor")?,
         reason: column(row, "reason")?,
+        approval_needed: column(row, "approval_needed")?,
+        approved_by: column(row, "approved_by")?,
+        approved_at: column(row, "approved_at")?,
         selection: column(row, "selection")?,
         bound: column(row, "bound")?,
         plan: serde_json::from_value(plan).unwrap_or_default(),
@@ -245,6 +251,10 @@ pub(super) async fn lock(tx: &Tx, id: Uuid) -> Result<bool, DbError> {
 
 pub(super) async fn hold(tx: &Tx, id: Uuid) -> Result<(), DbError> {
     tx.execute(HOLD, &[&id]).await.map(|_| ())
+}
+
+pub(super) async fn approve(tx: &Tx, id: Uuid, by: &str) -> Result<(), DbError> {
+    tx.execute(APPROVE, &[&id, &by]).await.map(|_| ())
 }
 
 pub(super) async fn pause(tx: &Tx, id: Uuid, why: &str) -> Result<(), DbError> {

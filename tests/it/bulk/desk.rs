@@ -94,6 +94,7 @@ impl Desk {
         let by = ("wang", "because");
         let job = match verb {
             "start" => job::start(&tx, id, by).await,
+            "approve" => job::approve(&tx, id, by).await,
             "pause" => job::pause(&tx, id, by).await,
             "resume" => job::resume(&tx, id, by).await,
             "cancel" => job::cancel(&tx, id, by).await,
@@ -196,6 +197,7 @@ pub(super) fn everything() -> NewJob {
         expect_count: None,
         max: None,
         idempotency_key: None,
+        second_person_above: 0,
     }
 }
 
