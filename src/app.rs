@@ -19,7 +19,7 @@ use crate::config::{Config, Role};
 use crate::db::{self, Pool};
 use crate::health::{Check, Health};
 use crate::outbox::{Handover, Relay, RelaySettings};
-use crate::replay::job::{self, Runner};
+use crate::replay::job::{self, Loads, Outlook, Runner};
 use crate::retention;
 use crate::runtime::{
     ABORT_MARGIN, AnyConsumer, Pauses, Share, Shared, egress_topology, fixed_topology, run_consumer, run_drain,
@@ -92,12 +92,14 @@ impl App {
         let admin_pool = config.database.pool(Role::Admin)?;
 
         let mut service = JoinSet::new();
-        let state = admin_state(config, &consumers, admin_pool.clone(), (&health, &pauses, &handover));
+        let loads = Arc::new(loads(config, &consumers, admin_pool.clone(), &links[0]));
+        let state = admin_state(config, &consumers, admin_pool.clone(), (&health, &pauses, &handover, &loads));
         let addresses = serve(config, state, metrics, (&mut service, &stops.service)).await?;
         service.spawn(watch_database(admin_pool.clone(), health.clone(), stops.service.clone()));
         let every = config.runtime.look_for_pauses;
         service.spawn(follow_pauses(admin_pool.clone(), pauses.clone(), every, stops.service.clone()));
-        let runner = job_runner(config, &consumers, admin_pool.clone(), (&health, &handover));
+        let runner = job_runner(config, &consumers, admin_pool.clone(), (&health, &handover, &loads));
+        service.spawn(follow_loads(loads, stops.service.clone()));
         service.spawn(job::run_jobs(runner, stops.intake.clone()));
         let share = Arc::new(Share::default());
         service.spawn(follow_share(admin_pool.clone(), share.clone(), stops.intake.clone()));
@@ -182,7 +184,7 @@ fn admin_state(
     config: &Config,
     consumers: &[Arc<dyn AnyConsumer>],
     pool: Pool,
-    (health, pauses, handover): (&Arc<Health>, &Pauses, &Handover),
+    (health, pauses, handover, loads): (&Arc<Health>, &Pauses, &Handover, &Arc<Loads>),
 ) -> AdminState {
     let info = |c: &Arc<dyn AnyConsumer>| ConsumerInfo { name: c.name(), reads: c.reads(), publishes: c.publishes() };
     AdminState {
@@ -194,6 +196,8 @@ fn admin_state(
         token: config.admin.token.clone(),
         paused_changed: pauses.bell(),
         outbox_wakeup: handover.bell(),
+        second_person_above: config.admin.second_person_above,
+        loads: loads.clone(),
         version: env!("CARGO_PKG_VERSION"),
     }
 }
@@ -203,7 +207,7 @@ fn job_runner(
     config: &Config,
     consumers: &[Arc<dyn AnyConsumer>],
     pool: Pool,
-    (health, handover): (&Arc<Health>, &Handover),
+    (health, handover, loads): (&Arc<Health>, &Handover, &Arc<Loads>),
 ) -> Runner {
     let queue = |c: &Arc<dyn AnyConsumer>| (c.name().to_owned(), config.runtime.names.queue(c.name()));
     Runner {
@@ -211,7 +215,22 @@ fn job_runner(
         queues: consumers.iter().map(queue).collect(),
         outbox_wakeup: handover.bell(),
         health: health.clone(),
+        loads: loads.clone(),
     }
+}
+
+/// Queues are asked for their length on the connection that consumes: the broker blocks the other one when it is short of memory.
+fn loads(config: &Config, consumers: &[Arc<dyn AnyConsumer>], pool: Pool, link: &Arc<Link>) -> Loads {
+    Loads::new(Outlook {
+        pool,
+        link: link.clone(),
+        names: config.runtime.names.clone(),
+        consumers: consumers.iter().map(|c| c.name()).collect(),
+    })
+}
+
+async fn follow_loads(loads: Arc<Loads>, stop: CancellationToken) {
+    loads.follow(&stop).await;
 }
 
 async fn serve(

@@ -72,7 +72,7 @@ pub(super) async fn authorised(State(state): State<Arc<AdminState>>, mut request
 }
 
 /// The role that a request needs. Asking how replays ended is a question too long for a URL.
-fn needed(method: &Method, path: &str) -> Role {
+pub(super) fn needed(method: &Method, path: &str) -> Role {
     match (method, path) {
         (_, path) if path.starts_with("/tokens") => Role::Admin,
         (&Method::GET | &Method::HEAD, _) | (_, "/dlq/settled") => Role::Viewer,

@@ -15,6 +15,7 @@ mod state;
 mod tokens;
 pub mod wire;
 
+pub use api::openapi;
 pub use listen::{ListenError, bind_admin, bind_metrics};
 pub use sampler::sample;
 pub use serve::{serve_admin, serve_metrics};

@@ -10,6 +10,47 @@ use crate::db::{Class, DbError};
 use crate::replay::ChangeError;
 use crate::replay::job::JobError;
 
+/// Every stable code with what it says; the document lists them.
+pub(super) const CODES: [(&str, &str); 37] = [
+    ("approval_needed", "A second person has to approve the job first."),
+    ("busy", "Too many requests at once; try again."),
+    ("count_differs", "Not as many dead letters are eligible as were expected: look again."),
+    ("database_busy", "The database is busy; try again."),
+    ("database_unreachable", "The database is away; nothing was changed."),
+    ("internal", "A mistake of ours; the log of the service says more."),
+    ("invalid_actor", "The header that says who acts is no text."),
+    ("invalid_body", "The body is not the JSON that is needed."),
+    ("invalid_count", "`count` is true or false."),
+    ("invalid_cursor", "`after` is not the `next` of a page of this list."),
+    ("invalid_filter", "There is no such condition, or its value does not fit."),
+    ("invalid_limit", "`limit` is not a number."),
+    ("invalid_path", "A part of the path is not what is needed, such as an id."),
+    ("invalid_query", "The query can't be read, or has a parameter that means nothing here."),
+    ("invalid_question", "One of id and key is needed, as printable text."),
+    ("invalid_setting", "A setting of a job is out of its bounds."),
+    ("invalid_words", "A name, reason or note is empty, too long or not printable."),
+    ("key_used", "The idempotency key belongs to a job for something else."),
+    ("last_admin", "The last admin's token can't be revoked while others are valid."),
+    ("method_not_allowed", "This path can't be asked with this method."),
+    ("no_admin", "The first token must be an admin's."),
+    ("none_eligible", "What matches can't be changed any more, or must not be."),
+    ("not_found", "There is no such thing."),
+    ("not_open", "Only open dead letters can be changed."),
+    ("not_permitted", "The token has too low a role."),
+    ("nothing_matches", "No open dead letter matches."),
+    ("outcome_unknown", "The answer to COMMIT was lost: look before repeating it."),
+    ("reason_needed", "More than one is meant: say why."),
+    ("same_person", "Who planned the job can't approve it."),
+    ("schema_not_ready", "The database's schema does not fit this build: migrate."),
+    ("taken_by_another_job", "Another job has some of them."),
+    ("timeout", "No answer within 10 s: narrow the question."),
+    ("token_exists", "There is a valid token of this name already."),
+    ("too_many_ids", "More ids than one call takes."),
+    ("unauthorized", "A valid bearer token is needed."),
+    ("wrong_host", "Without a token only requests to localhost are answered."),
+    ("wrong_state", "The job is in a state in which that has no meaning."),
+];
+
 /// An answer that isn't the one asked for.
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -19,7 +60,9 @@ pub(super) struct Problem {
 }
 
 impl Problem {
+    /// The code must be one of [`CODES`]; tests find out, and a release answers all the same.
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        debug_assert!(CODES.iter().any(|(known, _)| *known == code), "{code} is not in CODES");
         Self { status, code, detail: detail.into() }
     }
 
@@ -93,6 +136,8 @@ impl From<JobError> for Problem {
             JobError::NotOpen(_) => Self::invalid("not_open", detail),
             JobError::Nothing => Self::new(StatusCode::NOT_FOUND, "nothing_matches", detail),
             JobError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
+            JobError::ApprovalNeeded(_) => conflict("approval_needed"),
+            JobError::SamePerson(..) => Self::new(StatusCode::FORBIDDEN, "same_person", detail),
             JobError::NoneEligible(_) => conflict("none_eligible"),
             JobError::Count { .. } => conflict("count_differs"),
             JobError::Taken { .. } => conflict("taken_by_another_job"),

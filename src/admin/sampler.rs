@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::state::AdminState;
 use crate::db::{DbError, Tx};
 use crate::health::Check;
-use crate::replay::control;
+use crate::replay::{control, job};
 use crate::telemetry::{self, DeadLetters, OutboxTotals, PoolTotals};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(15);
@@ -48,6 +48,7 @@ struct Sample {
     held: Vec<control::HeldTotals>,
     outbox: control::OutboxTotals,
     inbox_rows: f64,
+    jobs: (Vec<(String, i64)>, i64),
 }
 
 async fn ask(tx: &Tx) -> Result<Sample, DbError> {
@@ -57,6 +58,7 @@ async fn ask(tx: &Tx) -> Result<Sample, DbError> {
         held: control::held_totals(tx).await?,
         outbox: control::outbox_totals(tx).await?,
         inbox_rows: control::inbox_estimate(tx).await?,
+        jobs: job::totals(tx).await?,
     })
 }
 
@@ -81,6 +83,8 @@ fn record(state: &AdminState, sample: &Sample) {
         parked: sample.outbox.parked,
     });
     telemetry::inbox_rows(sample.inbox_rows);
+    let by_state: Vec<(&str, i64)> = sample.jobs.0.iter().map(|(state, count)| (state.as_str(), *count)).collect();
+    telemetry::replay_jobs(&by_state, sample.jobs.1);
 }
 
 async fn follow_readiness(state: &AdminState, stop: &CancellationToken) {

@@ -32,14 +32,15 @@ pub async fn serve_admin(state: AdminState, listener: TcpListener, stop: Cancell
     telemetry::admin_routes(&api::ROUTES);
     let state = Arc::new(state);
     let places = Arc::new(Semaphore::new(guard::MAX_CONCURRENT));
-    let api = api::routes()
+    let routes = api::routes()
         .layer(middleware::from_fn_with_state(Arc::clone(&state), guard::authorised))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(places, guard::bounded));
     let app = Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
-        .nest("/api/v1", api)
+        .method_not_allowed_fallback(api::method_not_allowed)
+        .nest(api::PREFIX, routes)
         .fallback(api::not_found)
         .layer(middleware::from_fn(guard::hardened))
         .with_state(state);

@@ -11,6 +11,7 @@ use super::problem::Problem;
 use crate::db::{Commit, DbError, Pool, Tx};
 use crate::health::{Check, Health};
 use crate::replay::control;
+use crate::replay::job::Loads;
 use crate::runtime::EventType;
 
 /// Longest wait of the service for a connection: an operator gets an answer within a second also when the database
@@ -49,6 +50,10 @@ pub struct AdminState {
     pub paused_changed: Arc<Notify>,
     /// Told after rows were put into the outbox.
     pub outbox_wakeup: Arc<Notify>,
+    /// Jobs with more dead letters are approved by a second person; 0 for none.
+    pub second_person_above: u32,
+    /// How busy the consumers are.
+    pub loads: Arc<Loads>,
     /// Version of this build.
     pub version: &'static str,
 }

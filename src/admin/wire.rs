@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -14,7 +15,7 @@ use crate::replay::{Group, Selection};
 pub const ACTOR_HEADER: &str = "onceflow-actor";
 
 /// Body of `POST /api/v1/dlq/replay` and `…/discard`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeRequest {
     /// Which dead letters.
@@ -34,7 +35,7 @@ pub struct ChangeRequest {
 }
 
 /// What a token allows; each role may also do what those before it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Looks.
@@ -62,7 +63,7 @@ impl Role {
 }
 
 /// A token of the API, without the token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Token {
     /// Its id.
     pub id: Uuid,
@@ -81,14 +82,14 @@ pub struct Token {
 }
 
 /// `GET /api/v1/tokens`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Tokens {
     /// The newest first.
     pub items: Vec<Token>,
 }
 
 /// Body of `POST /api/v1/tokens`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
     /// Whose it is.
@@ -98,7 +99,7 @@ pub struct TokenRequest {
 }
 
 /// Body of `POST /api/v1/tokens/revoke`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenName {
     /// Whose it is.
@@ -106,7 +107,7 @@ pub struct TokenName {
 }
 
 /// Answer that tells a new token, once.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct NewToken {
     /// What is stored of it.
     #[serde(flatten)]
@@ -116,7 +117,7 @@ pub struct NewToken {
 }
 
 /// Body of requests that name dead letters or parked rows.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ids {
     /// The ids.
@@ -124,7 +125,7 @@ pub struct Ids {
 }
 
 /// Body of `POST /api/v1/dlq/groups/{id}/note`. Absent: stays as it is; empty: is taken away.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NoteRequest {
     /// For those who look next.
@@ -136,7 +137,7 @@ pub struct NoteRequest {
 }
 
 /// Body of `POST /api/v1/outbox/retry` and `…/discard`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ParkedRequest {
     /// Parked rows.
@@ -146,7 +147,7 @@ pub struct ParkedRequest {
 }
 
 /// Body of `POST /api/v1/jobs`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobRequest {
     /// Replay or discard.
@@ -177,7 +178,7 @@ pub struct JobRequest {
 }
 
 /// Body of `POST /api/v1/jobs/{id}/start` and of the other verbs on a job.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobChange {
     /// Why; kept in the audit.
@@ -189,14 +190,14 @@ pub struct JobChange {
 }
 
 /// `GET /api/v1/jobs`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Jobs {
     /// The newest first.
     pub items: Vec<Job>,
 }
 
 /// Body of `POST /api/v1/consumers/{name}/pause` and `…/resume`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwitchRequest {
     /// Why.
@@ -204,7 +205,7 @@ pub struct SwitchRequest {
 }
 
 /// Answer to a switch.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Switched {
     /// The consumer.
     pub consumer: String,
@@ -215,21 +216,21 @@ pub struct Switched {
 }
 
 /// Answer to a change of parked rows.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Touched {
     /// How many were parked and are no longer.
     pub count: usize,
 }
 
 /// Groups of dead letters.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Groups {
     /// Largest first.
     pub items: Vec<Group>,
 }
 
 /// `GET /api/v1/status`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct StatusReport {
     /// Version of the service.
     pub version: String,
@@ -246,7 +247,7 @@ pub struct StatusReport {
 }
 
 /// One readiness check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CheckReport {
     /// `ok`, `paused` or `waiting`.
     pub state: String,
@@ -256,7 +257,7 @@ pub struct CheckReport {
 }
 
 /// One consumer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ConsumerReport {
     /// Its name.
     pub consumer: String,
@@ -288,14 +289,14 @@ pub struct ConsumerReport {
 }
 
 /// `GET /api/v1/consumers`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Consumers {
     /// The consumers.
     pub items: Vec<ConsumerReport>,
 }
 
 /// `GET /readyz`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Readiness {
     /// Whether every check is met.
     pub ready: bool,
@@ -304,7 +305,7 @@ pub struct Readiness {
 }
 
 /// An error, as in RFC 9457.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProblemBody {
     /// A URN made of the code.
     #[serde(rename = "type")]

@@ -11,6 +11,7 @@ mod events;
 mod exit;
 mod jobs;
 mod migrate;
+mod openapi;
 mod outbox;
 mod output;
 mod run;
@@ -75,6 +76,9 @@ enum Command {
     /// Tokens of the API: viewers, operators, admins.
     #[command(subcommand)]
     Token(token::Command),
+    /// The OpenAPI document of the admin API, as JSON; asks no server.
+    #[command(after_help = openapi::EXAMPLES)]
+    Openapi,
     /// Completions for a shell.
     #[command(after_help = completion::EXAMPLES)]
     Completion(completion::Args),
@@ -116,6 +120,7 @@ async fn carry_out(context: &Context, command: Command) -> Ending {
         Command::Outbox(command) => outbox::run(context, command).await,
         Command::Topology(command) => topology::run(context, &command).await,
         Command::Token(command) => token::run(context, command).await,
+        Command::Openapi => openapi::run(context),
         Command::Completion(args) => completion::run(context, &args),
         Command::Version => version::run(context),
         Command::ExitCodes => context.out.text(&topics::exit_codes()).map(|()| Exit::Ok),

@@ -1,4 +1,4 @@
-//! `[admin]`: `listen`, `metrics_listen`, `token`, `token_file`; `[log]`: `level`, `format`.
+//! `[admin]`: `listen`, `metrics_listen`, `token`, `token_file`, `second_person_above`; `[log]`: `level`, `format`.
 
 use std::net::SocketAddr;
 
@@ -16,6 +16,8 @@ pub struct AdminSettings {
     pub metrics_listen: SocketAddr,
     /// Who knows it may use the API.
     pub token: Option<SecretString>,
+    /// Jobs with more dead letters are approved by a second person; 0 for none.
+    pub second_person_above: u32,
 }
 
 /// What is logged and how.
@@ -35,6 +37,7 @@ pub(super) fn read(reader: &mut Reader) -> AdminSettings {
         listen: address(reader, "admin.listen", SocketAddr::from(([127, 0, 0, 1], 9463))),
         metrics_listen: address(reader, "admin.metrics_listen", SocketAddr::from(([127, 0, 0, 1], 9464))),
         token: reader.secret("admin.token"),
+        second_person_above: reader.get("admin.second_person_above", 0),
     };
     let length = settings.token.as_ref().map(|t| secrecy::ExposeSecret::expose_secret(t).len());
     if length.is_some_and(|length| length < MIN_TOKEN) {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -31,7 +32,8 @@ pub struct Change {
 }
 
 /// What was done, or would be.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ChangeDone")]
 pub struct Done {
     /// The dead letters that were changed.
     pub ids: Vec<Uuid>,
@@ -49,7 +51,7 @@ pub struct Done {
 }
 
 /// A selected dead letter that was left alone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ineligible {
     /// Its id.
     pub id: Uuid,
@@ -58,7 +60,8 @@ pub struct Ineligible {
 }
 
 /// Why a dead letter was left alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "WhyIneligible")]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
     /// No dead letter has this id.

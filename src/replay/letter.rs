@@ -1,6 +1,7 @@
 //! Dead letters as operators see them: a list, groups, one with everything. Reading only.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -14,7 +15,8 @@ pub const COUNTED: i64 = 10_000;
 pub const MAX_RELATED: i64 = 20;
 
 /// One line of the list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "DeadLetterSummary")]
 pub struct Summary {
     /// The dead letter's own id.
     pub id: Uuid,
@@ -57,7 +59,7 @@ pub struct Summary {
 }
 
 /// One dead letter with everything that is known of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeadLetter {
     /// As in the list.
     #[serde(flatten)]
@@ -111,7 +113,7 @@ pub struct DeadLetter {
 }
 
 /// How a payload is to be read.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PayloadKind {
     /// JSON, whatever the content type says.
@@ -126,7 +128,7 @@ pub enum PayloadKind {
 }
 
 /// Dead letters that have to do with one, newest first; at most [`MAX_RELATED`] of each kind.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Relatives {
     /// Of the same tenant and ordering key.
     pub same_key: Vec<Relative>,
@@ -135,7 +137,7 @@ pub struct Relatives {
 }
 
 /// A dead letter that has to do with another one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Relative {
     /// Its id.
     pub id: Uuid,
@@ -155,7 +157,8 @@ pub struct Relative {
 }
 
 /// A page of the list, newest first.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "DeadLetterPage")]
 pub struct Page {
     /// The rows.
     pub items: Vec<Summary>,
@@ -179,7 +182,8 @@ pub struct Total {
 }
 
 /// How far replayed dead letters are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ReplaysSettled")]
 pub struct Settled {
     /// The consumer has dealt with them.
     pub replayed: usize,

@@ -75,6 +75,10 @@ impl Settler {
                 }
             };
             telemetry::processed(self.consumer, job.event_type(), outcome, job.received.elapsed());
+            // A copy of a replay that was dealt with before comes again only because its ack was lost.
+            if job.history.replay_id.is_some() && !(outcome == "duplicate" && job.delivery.redelivered) {
+                telemetry::replays(self.consumer, "succeeded", 1);
+            }
         }
         if ends.contains(&Settled::Applied) {
             telemetry::last_success(self.consumer, clock::unix_seconds());
@@ -199,7 +203,12 @@ impl Settler {
         let mut pacing = Pacing::reconnect();
         while !self.abort.is_cancelled() {
             match self.bury(dead, &last).await {
-                Ok(()) => return true,
+                Ok(()) => {
+                    if dead.replay_id.is_some() {
+                        telemetry::replays(self.consumer, "failed_again", 1);
+                    }
+                    return true;
+                }
                 Err(error) => {
                     if !matches!(error.class(), Class::Outage | Class::Contention) {
                         warn!(consumer = self.consumer, %error, "storing a dead letter: {error}; trying again");

@@ -9,7 +9,9 @@ use std::time::Duration;
 use foldhash::{HashMap, HashMapExt as _};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
+use super::describe::PROCESS_BOUNDS;
 use super::names::{OTHER, OUTCOMES};
+use super::recent::{DURATIONS, Durations};
 
 /// One entry for each registered consumer.
 static CONSUMERS: RwLock<Option<HashMap<&'static str, Handles>>> = RwLock::new(None);
@@ -20,6 +22,8 @@ struct Handles {
     end_to_end: Histogram,
     message_size: Histogram,
     in_flight: Gauge,
+    /// How long deliveries took since the start, by the bounds of the histogram, which can't be asked either.
+    took: [AtomicU64; DURATIONS],
     /// Deliveries settled since the start, for the status: the recorder can't be asked for a number.
     settled: [AtomicU64; OUTCOMES.len()],
 }
@@ -56,6 +60,7 @@ impl Handles {
             end_to_end: histogram!("onceflow_message_end_to_end_duration_seconds", "consumer" => consumer),
             message_size: histogram!("onceflow_message_size_bytes", "consumer" => consumer),
             in_flight,
+            took: Default::default(),
             settled: Default::default(),
         }
     }
@@ -98,6 +103,8 @@ pub fn processed(consumer: &str, event_type: &str, outcome: &'static str, took: 
     with(consumer, |handles| {
         handles.settled[place].fetch_add(1, Ordering::Relaxed);
         handles.process_duration[place].record(took);
+        let slot = PROCESS_BOUNDS.partition_point(|bound| *bound < took.as_secs_f64());
+        handles.took[slot].fetch_add(1, Ordering::Relaxed);
         if let Some(of_type) = handles.of_type(event_type) {
             of_type.processed[place].increment(1);
         }
@@ -122,4 +129,13 @@ pub fn settled_since_start(consumer: &str) -> BTreeMap<String, u64> {
         settled = OUTCOMES.iter().zip(&handles.settled).map(pair).collect();
     });
     settled
+}
+
+/// How long this process has taken for deliveries of a consumer since its start; `None` where it has no such consumer.
+pub fn durations_since_start(consumer: &str) -> Option<Durations> {
+    let mut durations = None;
+    with(consumer, |handles| {
+        durations = Some(Durations(handles.took.each_ref().map(|count| count.load(Ordering::Relaxed))));
+    });
+    durations
 }

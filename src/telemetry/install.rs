@@ -9,7 +9,9 @@ use metrics_process::Collector;
 use tokio_util::sync::CancellationToken;
 
 use super::describe::{HISTOGRAMS, describe};
-use super::names::{self, DB_CLASSES, DEAD_REASONS, OPERATIONS, PUBLISH_OUTCOMES, PURPOSES, RELAY, RETRY_REASONS};
+use super::names::{
+    self, DB_CLASSES, DEAD_REASONS, OPERATIONS, PUBLISH_OUTCOMES, PURPOSES, RELAY, REPLAY_OUTCOMES, RETRY_REASONS,
+};
 use super::{DeadLetters, OutboxTotals, PoolTotals, hot, metrics as record};
 
 /// How often the recorder folds what was recorded into its histograms, so that memory stays bounded without a scrape.
@@ -112,6 +114,9 @@ fn register_consumer(consumer: &'static str, types: &[&'static str], rungs_ms: &
     for reason in DEAD_REASONS {
         counter!("onceflow_dead_letters_total", "consumer" => consumer, "reason" => reason).absolute(0);
     }
+    for outcome in REPLAY_OUTCOMES {
+        counter!("onceflow_replays_total", "consumer" => consumer, "outcome" => outcome).absolute(0);
+    }
     counter!("onceflow_inbox_conflicts_total", "consumer" => consumer).absolute(0);
     // Adding nothing registers a gauge without undoing what is set already.
     for name in [
@@ -157,6 +162,7 @@ fn register_shared() {
     record::outbox(OutboxTotals::default());
     record::pool(PoolTotals::default());
     record::inbox_rows(0.0);
+    record::replay_jobs(&[], 0);
     for table in names::KEPT_TABLES {
         record::pruned(table, 0);
         record::oldest_row(table, 0.0);
@@ -187,6 +193,9 @@ mod tests {
             r#"onceflow_message_process_duration_seconds_bucket{consumer="metrics_test",outcome="dead",le="0.1"} 0"#,
             r#"onceflow_retries_scheduled_total{consumer="metrics_test",rung="1000",reason="timeout"} 0"#,
             r#"onceflow_outbox_published_total{relay="default",outcome="returned"} 0"#,
+            r#"onceflow_replays_total{consumer="metrics_test",outcome="failed_again"} 0"#,
+            r#"onceflow_replay_jobs{state="paused"} 0"#,
+            "onceflow_replay_remaining 0",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }

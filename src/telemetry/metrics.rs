@@ -6,7 +6,8 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 
 use super::names::{
-    self, DEAD_STATES, OPERATIONS, OTHER, POOL_STATES, RELAY, RETRY_REASONS, channel_code, dead_reason, known,
+    self, DEAD_STATES, JOB_STATES, OPERATIONS, OTHER, POOL_STATES, RELAY, RETRY_REASONS, channel_code, dead_reason,
+    known,
 };
 
 /// Deliveries that the broker may have outstanding.
@@ -51,6 +52,11 @@ pub fn retry_scheduled(consumer: &str, rung_ms: u64, reason: &'static str) {
 pub fn dead_letter(consumer: &str, reason: &str) {
     counter!("onceflow_dead_letters_total", "consumer" => known(consumer), "reason" => dead_reason(reason))
         .increment(1);
+}
+
+/// Replays of dead letters of a consumer ended: succeeded, `failed_again`, skipped or cancelled.
+pub fn replays(consumer: &str, outcome: &'static str, n: u64) {
+    counter!("onceflow_replays_total", "consumer" => known(consumer), "outcome" => outcome).increment(n);
 }
 
 /// A delivery had the identity of an earlier one but another body.
@@ -155,6 +161,15 @@ pub fn dead_letters(consumer: &str, sample: DeadLetters) {
 /// Events that wait behind failed ones of their keys, as sampled.
 pub fn held_events(consumer: &str, events: i64) {
     gauge!("onceflow_held_events", "consumer" => known(consumer)).set(whole(events));
+}
+
+/// Sets the sampled gauges of the jobs that have not ended: how many in each state, and what they have still to deal with.
+pub fn replay_jobs(by_state: &[(&str, i64)], remaining: i64) {
+    for state in JOB_STATES {
+        let count = by_state.iter().find(|(name, _)| *name == state).map_or(0, |(_, count)| *count);
+        gauge!("onceflow_replay_jobs", "state" => state).set(whole(count));
+    }
+    gauge!("onceflow_replay_remaining").set(whole(remaining));
 }
 
 /// The outbox, as sampled.

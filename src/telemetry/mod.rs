@@ -6,15 +6,17 @@ mod install;
 pub mod logs;
 mod metrics;
 mod names;
+mod recent;
 
-pub use hot::{end_to_end, in_flight, processed, received, settled_since_start};
+pub use hot::{durations_since_start, end_to_end, in_flight, processed, received, settled_since_start};
 pub use install::{InstallError, MetricsHandle, install};
 pub use metrics::{
     DeadLetters, OutboxTotals, PoolTotals, admin_request, admin_routes, dead_letters, held_events, inbox_rows,
-    oldest_row, outbox, pool, pruned, ready,
+    oldest_row, outbox, pool, pruned, ready, replay_jobs, replays,
 };
 pub use metrics::{
     broker_blocked, broker_connected, broker_reconnect, channel_closed, conflict, connected, db_error, db_transaction,
     dead_letter, kill_switch, last_success, outbox_batch, outbox_lags, outbox_lease_held, outbox_publish_duration,
     outbox_published, partitions_held, paused, prefetch, retry_scheduled, serialization_retry, unconfirmed,
 };
+pub use recent::{Durations, Recent};

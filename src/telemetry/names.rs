@@ -18,6 +18,10 @@ pub(super) const PURPOSES: [&str; 2] = ["consume", "publish"];
 pub(super) const OPERATIONS: [&str; 4] = ["apply", "relay", "dead_letter", "admin"];
 pub(super) const DB_CLASSES: [&str; 6] = ["contention", "timeout", "outage", "permanent", "schema", "bug"];
 pub(super) const DEAD_STATES: [&str; 2] = ["open", "replaying"];
+/// `skipped`: somebody else dealt with it meanwhile; `cancelled`: its job ended before.
+pub(super) const REPLAY_OUTCOMES: [&str; 4] = ["succeeded", "failed_again", "skipped", "cancelled"];
+/// States of jobs that have not ended.
+pub(super) const JOB_STATES: [&str; 5] = ["planned", "held", "canary", "running", "paused"];
 pub(super) const HTTP_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 /// As the retention names them.
 pub(super) const KEPT_TABLES: [&str; 5] = ["inbox", "dead_letters", "attempts", "jobs", "audit"];

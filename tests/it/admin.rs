@@ -48,6 +48,8 @@ impl Door {
             token: token.map(Into::into),
             paused_changed: Arc::new(Notify::new()),
             outbox_wakeup: wakeup.clone(),
+            second_person_above: 0,
+            loads: Arc::default(),
             version: "test",
         };
         let listener = bind_admin("127.0.0.1:0".parse().unwrap(), token.is_some()).await.unwrap();

@@ -16,6 +16,7 @@ mod groups;
 mod kill_switch;
 mod kills;
 mod memory;
+mod openapi;
 mod ordering;
 mod org;
 mod outages;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 
@@ -20,20 +20,20 @@ pub(super) async fn list(State(state): State<Arc<AdminState>>) -> Json<Consumers
 
 pub(super) async fn pause(
     state: State<Arc<AdminState>>,
-    name: Path<String>,
+    name: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Result<Json<SwitchRequest>, JsonRejection>,
 ) -> Result<Json<Switched>, Problem> {
-    switch(&state.0, (&name.0, true), &headers, body?.0).await
+    switch(&state.0, (&name?.0, true), &headers, body?.0).await
 }
 
 pub(super) async fn resume(
     state: State<Arc<AdminState>>,
-    name: Path<String>,
+    name: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Result<Json<SwitchRequest>, JsonRejection>,
 ) -> Result<Json<Switched>, Problem> {
-    switch(&state.0, (&name.0, false), &headers, body?.0).await
+    switch(&state.0, (&name?.0, false), &headers, body?.0).await
 }
 
 async fn switch(

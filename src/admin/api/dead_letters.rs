@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
+use schemars::JsonSchema;
 use uuid::Uuid;
 
 use super::super::problem::Problem;
@@ -15,7 +16,7 @@ use super::super::wire::{ChangeRequest, Groups, Ids, NoteRequest};
 use super::{actor, words};
 use crate::db::{DbError, Tx};
 use crate::replay::{
-    self, Change, Cursor, DeadLetter, Done, Filter, MAX_CHANGES, Note, Noted, Page, Selection, Settled,
+    self, Change, Cursor, CursorError, DeadLetter, Done, Filter, MAX_CHANGES, Note, Noted, Page, Selection, Settled,
 };
 
 const DEFAULT_PAGE: u32 = 50;
@@ -25,17 +26,38 @@ const LONGEST_GROUP: usize = 16;
 type Params = Result<Query<BTreeMap<String, String>>, QueryRejection>;
 type Body<T> = Result<Json<T>, JsonRejection>;
 
+/// Which page of the list.
+#[derive(Debug, JsonSchema)]
+pub(super) struct Paging {
+    /// `next` of the page before; the first page where absent.
+    #[schemars(with = "Option<String>")]
+    after: Option<Cursor>,
+    /// Most rows, 1 to 500; 50 where absent.
+    limit: Option<u32>,
+    /// Whether to count all that match; where absent only the first page does.
+    count: Option<bool>,
+}
+
+impl Paging {
+    /// Takes its parameters out of the query; what is left are conditions.
+    fn take(params: &mut BTreeMap<String, String>) -> Result<Self, Problem> {
+        let after = params.remove("after").map(|text| text.parse()).transpose();
+        let limit = params.remove("limit").map(|text| text.parse()).transpose();
+        let count = params.remove("count").map(|text| text.parse()).transpose();
+        Ok(Self {
+            after: after.map_err(|e: CursorError| Problem::invalid("invalid_cursor", e.to_string()))?,
+            limit: limit.map_err(|_| Problem::invalid("invalid_limit", "limit is a number from 1 to 500"))?,
+            count: count.map_err(|_| Problem::invalid("invalid_count", "count is true or false"))?,
+        })
+    }
+}
+
 pub(super) async fn list(State(state): State<Arc<AdminState>>, params: Params) -> Result<Json<Page>, Problem> {
     let Query(mut params) = params?;
-    let after = params.remove("after").map(|text| text.parse::<Cursor>()).transpose();
-    let after = after.map_err(|e| Problem::invalid("invalid_cursor", e.to_string()))?;
-    let limit = params.remove("limit").map_or(Ok(DEFAULT_PAGE), |text| text.parse());
-    let limit = limit.map_err(|_| Problem::invalid("invalid_limit", "limit is a number from 1 to 500"))?;
-    let counts = params.remove("count").map_or(Ok(after.is_none()), |text| text.parse());
-    let counts = counts.map_err(|_| Problem::invalid("invalid_count", "count is true or false"))?;
+    let Paging { after, limit, count } = Paging::take(&mut params)?;
     let filter = filter(params)?;
     let tx = state.begin_read().await?;
-    let page = page(&tx, &filter, (after, limit), counts).await;
+    let page = page(&tx, &filter, (after, limit.unwrap_or(DEFAULT_PAGE)), count.unwrap_or(after.is_none())).await;
     end_read(tx, page).await.map(Json)
 }
 

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
+use schemars::JsonSchema;
 use uuid::Uuid;
 
 use super::super::problem::Problem;
@@ -14,7 +15,7 @@ use super::super::state::{AdminState, end_change};
 use super::super::wire::{JobChange, JobRequest, Jobs};
 use super::{actor, words};
 use crate::db::Tx;
-use crate::replay::job::{self, Job, JobError, NewJob, Planned};
+use crate::replay::job::{self, Action, Job, JobError, NewJob, Plan, Planned};
 use crate::replay::{MAX_CHANGES, Selection};
 
 const DEFAULT_LIST: u32 = 50;
@@ -23,16 +24,35 @@ type Id = Result<Path<Uuid>, PathRejection>;
 type Body<T> = Result<Json<T>, JsonRejection>;
 type Params = Result<Query<BTreeMap<String, String>>, QueryRejection>;
 
+/// How much of the list.
+#[derive(Debug, JsonSchema)]
+pub(super) struct Listing {
+    /// Most jobs, 1 to 200; 50 where absent.
+    limit: Option<u32>,
+}
+
+impl Listing {
+    fn read(params: &BTreeMap<String, String>) -> Result<Self, Problem> {
+        if let Some(name) = params.keys().find(|name| *name != "limit") {
+            return Err(Problem::invalid("invalid_query", format!("jobs are listed by limit alone, not by {name}")));
+        }
+        let limit = params.get("limit").map(|text| text.parse()).transpose();
+        let limit = limit.map_err(|_| Problem::invalid("invalid_limit", "limit is a number from 1 to 200"))?;
+        Ok(Self { limit })
+    }
+}
+
 pub(super) async fn create(
     State(state): State<Arc<AdminState>>,
     headers: HeaderMap,
     body: Body<JobRequest>,
 ) -> Result<Json<Planned>, Problem> {
-    let new = new_job(&headers, body?.0)?;
+    let new = new_job(&headers, body?.0, state.second_person_above)?;
     let consumers: Vec<&str> = state.consumers.iter().map(|c| c.name).collect();
     let tx = state.begin().await?;
     let result = job::create(&tx, &new, &consumers).await;
-    let planned = end_change(tx, result, !new.dry_run).await?;
+    let mut planned = end_change(tx, result, !new.dry_run).await?;
+    add_hints(&state, new.action, &mut planned.plan).await;
     if let Some(job) = planned.job.as_ref().filter(|_| !planned.repeated) {
         let (id, count) = (job.id, job.planned);
         tracing::info!(actor = new.actor, job = %id, count, "job {id} was planned with {count} dead letters");
@@ -41,9 +61,7 @@ pub(super) async fn create(
 }
 
 pub(super) async fn list(State(state): State<Arc<AdminState>>, params: Params) -> Result<Json<Jobs>, Problem> {
-    let Query(params) = params?;
-    let limit = params.get("limit").map_or(Ok(DEFAULT_LIST), |text| text.parse());
-    let limit = limit.map_err(|_| Problem::invalid("invalid_limit", "limit is a number from 1 to 200"))?;
+    let limit = Listing::read(&params?.0)?.limit.unwrap_or(DEFAULT_LIST);
     let tx = state.begin_read().await?;
     let items = job::jobs(&tx, limit).await;
     tx.rollback().await;
@@ -55,7 +73,21 @@ pub(super) async fn show(State(state): State<Arc<AdminState>>, id: Id) -> Result
     let tx = state.begin_read().await?;
     let job = job::job(&tx, id).await;
     tx.rollback().await;
-    Ok(Json(job?))
+    let mut job = job?;
+    add_hints(&state, job.action, &mut job.plan).await;
+    Ok(Json(job))
+}
+
+/// A plan without them is a plan all the same.
+async fn add_hints(state: &AdminState, action: Action, plan: &mut Plan) {
+    state.loads.look().await;
+    let Ok(tx) = state.begin_read().await else { return };
+    let hints = job::hints(&tx, action, plan, &state.loads).await;
+    tx.rollback().await;
+    match hints {
+        Ok(hints) => plan.hints = Some(hints),
+        Err(error) => tracing::debug!(%error, "a plan is shown without hints: {error}"),
+    }
 }
 
 pub(super) async fn start(
@@ -68,6 +100,22 @@ pub(super) async fn start(
     let tx = state.begin().await?;
     let result = job::start(&tx, order.id, order.by()).await;
     order.end(tx, result, "started").await
+}
+
+pub(super) async fn approve(
+    State(state): State<Arc<AdminState>>,
+    id: Id,
+    headers: HeaderMap,
+    body: Body<JobChange>,
+) -> Result<Json<Job>, Problem> {
+    let body = body?;
+    if body.reason.is_none() {
+        return Err(Problem::invalid("reason_needed", "an approval needs a reason: it is kept in the audit"));
+    }
+    let order = Order::read(id, &headers, Ok(body))?;
+    let tx = state.begin().await?;
+    let result = job::approve(&tx, order.id, order.by()).await;
+    order.end(tx, result, "approved").await
 }
 
 pub(super) async fn pause(
@@ -147,7 +195,7 @@ impl Order {
     }
 }
 
-fn new_job(headers: &HeaderMap, request: JobRequest) -> Result<NewJob, Problem> {
+fn new_job(headers: &HeaderMap, request: JobRequest, second_person_above: u32) -> Result<NewJob, Problem> {
     if let Selection::Ids(ids) = &request.selection
         && ids.len() > MAX_CHANGES
     {
@@ -168,5 +216,6 @@ fn new_job(headers: &HeaderMap, request: JobRequest) -> Result<NewJob, Problem> 
         expect_count: request.expect_count,
         max: request.max,
         idempotency_key: request.idempotency_key,
+        second_person_above,
     })
 }

@@ -2,27 +2,35 @@
 
 mod consumers;
 mod dead_letters;
+mod document;
 mod jobs;
 mod outbox;
+mod sheet;
 mod status;
+mod table;
 mod tokens;
 mod trace;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderMap, Uri};
-use axum::routing::{get, post};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 
+pub use document::openapi;
+
+use self::table::Table;
 use super::problem::Problem;
 use super::state::AdminState;
 use super::wire::ACTOR_HEADER;
+use crate::replay::Filter;
 
+/// Where the API is served.
+pub(super) const PREFIX: &str = "/api/v1";
 /// Longest name of an actor and longest reason that are kept.
 const MAX_WORDS: usize = 500;
 
-/// The templates of [`routes`], below `/api/v1`, as they are counted.
-pub(super) const ROUTES: [&str; 25] = [
+/// The templates of [`table`], below [`PREFIX`], as they are counted.
+pub(super) const ROUTES: [&str; 27] = [
     "/status",
     "/dlq",
     "/dlq/groups",
@@ -42,45 +50,73 @@ pub(super) const ROUTES: [&str; 25] = [
     "/events/trace",
     "/jobs",
     "/jobs/{id}",
+    "/jobs/{id}/approve",
     "/jobs/{id}/start",
     "/jobs/{id}/pause",
     "/jobs/{id}/resume",
     "/jobs/{id}/cancel",
     "/jobs/{id}/rate",
+    "/openapi.json",
     "other",
 ];
 
 pub(super) fn routes() -> Router<Arc<AdminState>> {
-    Router::new()
-        .route("/status", get(status::status))
-        .route("/dlq", get(dead_letters::list))
-        .route("/dlq/groups", get(dead_letters::groups))
-        .route("/dlq/groups/{id}/note", post(dead_letters::note))
-        .route("/dlq/replay", post(dead_letters::replay))
-        .route("/dlq/discard", post(dead_letters::discard))
-        .route("/dlq/settled", post(dead_letters::settled))
-        .route("/dlq/{id}", get(dead_letters::show))
-        .route("/consumers", get(consumers::list))
-        .route("/consumers/{name}/pause", post(consumers::pause))
-        .route("/consumers/{name}/resume", post(consumers::resume))
-        .route("/outbox", get(outbox::status))
-        .route("/outbox/retry", post(outbox::retry))
-        .route("/outbox/discard", post(outbox::discard))
-        .route("/tokens", get(tokens::list).post(tokens::create))
-        .route("/tokens/revoke", post(tokens::revoke))
-        .route("/events/trace", get(trace::trace))
-        .route("/jobs", get(jobs::list).post(jobs::create))
-        .route("/jobs/{id}", get(jobs::show))
-        .route("/jobs/{id}/start", post(jobs::start))
-        .route("/jobs/{id}/pause", post(jobs::pause))
-        .route("/jobs/{id}/resume", post(jobs::resume))
-        .route("/jobs/{id}/cancel", post(jobs::cancel))
-        .route("/jobs/{id}/rate", post(jobs::rate))
-        .fallback(not_found)
+    table().router()
+}
+
+/// Every route, with what it is for.
+fn table() -> Table {
+    let table = Table::new()
+        .get("/status", "What runs, what waits and for what.", status::status)
+        .get("/consumers", "Consumers and how they are.", consumers::list)
+        .post("/consumers/{name}/pause", "Read nothing more, over restarts too.", consumers::pause)
+        .post("/consumers/{name}/resume", "Go on after a pause.", consumers::resume)
+        .get("/outbox", "The outbox, its partitions and parked rows.", outbox::status)
+        .post("/outbox/retry", "Give parked rows back to the relay.", outbox::retry)
+        .post("/outbox/discard", "Drop parked rows: they are never published.", outbox::discard)
+        .get("/tokens", "Tokens, without the tokens themselves.", tokens::list)
+        .post("/tokens", "Make a token; it is told this once.", tokens::create)
+        .post("/tokens/revoke", "End a token, at once.", tokens::revoke)
+        .get("/events/trace", "The life of an event, or of the events of a key.", trace::trace)
+        .get("/openapi.json", "This document.", document::serve);
+    dead_letter_routes(job_routes(table))
+}
+
+fn dead_letter_routes(table: Table) -> Table {
+    table
+        .get("/dlq", "Dead letters, the newest first.", dead_letters::list)
+        .query::<Filter>()
+        .query::<dead_letters::Paging>()
+        .get("/dlq/groups", "Dead letters by how they failed, most first.", dead_letters::groups)
+        .query::<Filter>()
+        .post("/dlq/groups/{id}/note", "Say what a group is about, or who cares for it.", dead_letters::note)
+        .post("/dlq/replay", "Send dead letters again, at once.", dead_letters::replay)
+        .post("/dlq/discard", "Close dead letters for good, at once.", dead_letters::discard)
+        .post("/dlq/settled", "How far replayed dead letters are.", dead_letters::settled)
+        .get("/dlq/{id}", "One dead letter with everything that is known of it.", dead_letters::show)
+}
+
+fn job_routes(table: Table) -> Table {
+    table
+        .get("/jobs", "Jobs, the newest first.", jobs::list)
+        .query::<jobs::Listing>()
+        .post("/jobs", "Plan a replay or discard of many, and begin it unless that is not wanted.", jobs::create)
+        .get("/jobs/{id}", "One job with its plan and its books.", jobs::show)
+        .post("/jobs/{id}/approve", "Agree to a large job of somebody else, and begin its undo window.", jobs::approve)
+        .post("/jobs/{id}/start", "Begin the undo window of a planned job, or end that of a held one.", jobs::start)
+        .post("/jobs/{id}/pause", "Send nothing more until it is resumed.", jobs::pause)
+        .post("/jobs/{id}/resume", "Go on after a pause.", jobs::resume)
+        .post("/jobs/{id}/cancel", "End it: in the undo window nothing was sent.", jobs::cancel)
+        .post("/jobs/{id}/rate", "Change its rate.", jobs::rate)
 }
 
 pub(super) async fn not_found(uri: Uri) -> Problem {
     Problem::not_found(uri.path())
+}
+
+pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+    let detail = format!("{} can't be asked with {method}", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }
 
 /// Who acts, as the client says.

@@ -122,7 +122,9 @@ fn tell(context: &Context, job: &Job, repeated: bool) {
         let left: Vec<String> = job.plan.left_out.iter().map(|l| format!("{} {}", l.count, l.why.as_str())).collect();
         context.out.say(&format!("left out: {}", left.join(", ")));
     }
-    if job.settings.hold_seconds > 0 {
+    if job.waits_for_approval() {
+        context.out.say(&format!("somebody else has to agree first: onceflow jobs approve {id} --reason WHY"));
+    } else if job.settings.hold_seconds > 0 {
         let seconds = job.settings.hold_seconds;
         context.out.say(&format!("nothing is sent for {seconds} s: onceflow jobs cancel {id} undoes it"));
     }
@@ -135,6 +137,7 @@ fn confirm(context: &Context, plan: &Plan, action: Action) -> Result<(), Failure
     let kinds: Vec<String> =
         plan.kinds.iter().take(5).map(|k| format!("{} {} {}", k.count, k.consumer, k.reason_code)).collect();
     let wanted = if count > TYPE_THE_NUMBER_ABOVE { count.to_string() } else { "yes".to_owned() };
+    plan::say_hints(context, plan);
     context.out.say(&format!("{verb} {count} dead letters: {}{left}. Type {wanted} to go on:", kinds.join(", ")));
     let mut answer = String::new();
     match io::stdin().lock().read_line(&mut answer) {

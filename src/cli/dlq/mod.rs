@@ -12,6 +12,7 @@ mod show;
 mod wait;
 
 pub(super) use bulk::rate;
+pub(super) use plan::say_hints;
 
 use clap::Subcommand;
 

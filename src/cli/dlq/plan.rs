@@ -2,11 +2,11 @@
 
 use super::super::context::Context;
 use super::super::exit::{Ending, Exit, Failure};
-use super::super::output::{Rows, age};
+use super::super::output::{Rows, age, printable};
 use super::bulk::{self, JobArgs};
 use super::change::{ChangeArgs, selection};
 use crate::admin::wire::JobRequest;
-use crate::replay::job::{Action, Plan, Planned};
+use crate::replay::job::{Action, Plan, Planned, Target};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -46,10 +46,39 @@ pub(super) fn print(context: &Context, plan: &Plan) -> Ending {
         "{} dead letters{left}; about {time} at this rate, the first {} as a canary",
         plan.count, plan.canary
     ));
+    say_hints(context, plan);
     for id in &plan.samples {
         context.out.say(&format!("  -> onceflow dlq show {id}"));
     }
     Ok(Exit::Ok)
+}
+
+/// What helps to decide: whether anything has changed since they failed, how busy their consumers are, what the payloads look like.
+pub(in crate::cli) fn say_hints(context: &Context, plan: &Plan) {
+    let say = |line: &str| context.out.say(&printable(line));
+    if plan.same_version > 0 {
+        let (same, count) = (plan.same_version, plan.count);
+        say(&format!(
+            "same version: {same} of {count} failed last in this very version and will likely fail again, unless the cause lay elsewhere"
+        ));
+    }
+    let Some(hints) = &plan.hints else { return };
+    for target in &hints.targets {
+        say(&format!("{}: {}", target.consumer, busy(target)));
+    }
+    for preview in &hints.previews {
+        let payload = preview.payload.as_deref().unwrap_or("(not shown)");
+        say(&format!("  {} {} {} B {payload}", preview.group, preview.event_type, preview.bytes));
+    }
+}
+
+fn busy(target: &Target) -> String {
+    let backlog =
+        target.backlog.map_or("how much waits for it is not known".to_owned(), |n| format!("{n} messages wait for it"));
+    let p95 = target.p95_ms.map_or("too few deliveries here to tell how long they take".to_owned(), |ms| {
+        format!("95 of 100 deliveries take up to {ms} ms")
+    });
+    format!("{backlog}; {p95}")
 }
 
 fn table(plan: &Plan) -> Rows {

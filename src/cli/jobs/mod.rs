@@ -10,7 +10,7 @@ use uuid::Uuid;
 pub(super) use watch::watch;
 
 use super::context::Context;
-use super::dlq::rate;
+use super::dlq::{rate, say_hints};
 use super::exit::{Ending, Exit};
 use super::output::{Rows, age, time};
 use crate::admin::wire::{JobChange, Jobs};
@@ -27,6 +27,9 @@ pub(super) enum Command {
     /// Follow a job to its end: exit 0 all succeeded, 4 some failed again or were skipped, 1 stopped, paused or cancelled.
     #[command(after_help = "Examples:\n  onceflow jobs watch 0197…-…\n  onceflow jobs watch 0197…-… -q -o json")]
     Watch(JobId),
+    /// Agree to a large job that somebody else has planned; its undo window begins.
+    #[command(after_help = "Examples:\n  onceflow jobs approve 0197…-… --reason 'looked at the plan'")]
+    Approve(Approval),
     /// End the undo window now.
     #[command(after_help = "Examples:\n  onceflow jobs start 0197…-… --reason 'looked at it'")]
     Start(Steer),
@@ -68,6 +71,15 @@ pub(super) struct Steer {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct Approval {
+    #[command(flatten)]
+    job: JobId,
+    /// Why; kept in the audit
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct RateArgs {
     #[command(flatten)]
     job: JobId,
@@ -84,6 +96,7 @@ pub(super) async fn run(context: &Context, command: Command) -> Ending {
         Command::List(args) => list(context, &args).await,
         Command::Show(args) => show(context, args.id).await,
         Command::Watch(args) => watch(context, &context.client()?, args.id).await,
+        Command::Approve(args) => steer(context, (args.job.id, "approve"), Some(args.reason), None).await,
         Command::Start(args) => steer(context, (args.job.id, "start"), args.reason, None).await,
         Command::Pause(args) => steer(context, (args.job.id, "pause"), args.reason, None).await,
         Command::Resume(args) => steer(context, (args.job.id, "resume"), args.reason, None).await,
@@ -129,6 +142,7 @@ fn say_more(context: &Context, job: &Job) {
     for left in &job.plan.left_out {
         out.say(&format!("left out when planned: {} {}", left.count, left.why.as_str()));
     }
+    say_hints(context, &job.plan);
     if let Some(newcomers) = job.newcomers.filter(|n| *n > 0) {
         out.say(&format!("{newcomers} more have failed since the plan and are not in it"));
     }

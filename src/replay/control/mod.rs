@@ -3,6 +3,7 @@
 mod store;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -13,7 +14,7 @@ use crate::runtime::order;
 pub const MAX_PARKED: usize = 1000;
 
 /// What operators decided about a consumer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConsumerSwitch {
     /// The consumer.
     pub consumer: String,
@@ -28,7 +29,7 @@ pub struct ConsumerSwitch {
 }
 
 /// The relay's work at a glance.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OutboxStatus {
     /// Rows that wait for the relay.
     pub pending: i64,
@@ -43,7 +44,8 @@ pub struct OutboxStatus {
 }
 
 /// One relay partition.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "OutboxPartition")]
 pub struct Partition {
     /// Its number.
     pub partition: i16,
@@ -60,7 +62,8 @@ pub struct Partition {
 }
 
 /// An outbox row that the broker could not route or accept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ParkedRow")]
 pub struct Parked {
     /// Row id.
     pub id: Uuid,
@@ -106,7 +109,7 @@ pub struct HeldTotals {
 }
 
 /// Totals of the outbox.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OutboxTotals {
     /// Rows that wait for the relay.
     pub pending: i64,

@@ -3,13 +3,15 @@
 mod store;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::filter::Filter;
 use crate::db::{DbError, Tx};
 
 /// Dead letters that failed in the same way.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "DeadLetterGroup")]
 pub struct Group {
     /// Stable id: a hash of the four fields that follow and the text.
     pub id: String,
@@ -54,7 +56,7 @@ pub struct Group {
 }
 
 /// What became of the dead letters that were replayed last, all in one transaction.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LastReplay {
     /// When they were sent.
     pub at: Timestamp,
@@ -80,7 +82,8 @@ pub struct Note {
 }
 
 /// What is said of a group now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "GroupNoted")]
 pub struct Noted {
     /// The group.
     pub group: String,

@@ -4,9 +4,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::super::filter::Selection;
-use super::model::{Job, JobError, MAX_RATE, State};
+use super::model::{Action, Job, JobError, MAX_RATE, State};
 use super::{plan, plan_store, store};
 use crate::db::{DbError, Tx};
+use crate::telemetry;
 
 /// Most jobs that are listed.
 const MOST_JOBS: u32 = 200;
@@ -37,8 +38,33 @@ pub async fn job(tx: &Tx, id: Uuid) -> Result<Job, JobError> {
 /// When the job is in another state or the database fails; then the transaction is to be rolled back, as below.
 pub async fn start(tx: &Tx, id: Uuid, by: (&str, &str)) -> Result<Job, JobError> {
     let before = locked(tx, id, &[State::Planned, State::Held], "started").await?;
+    if before.waits_for_approval() {
+        return Err(JobError::ApprovalNeeded(id));
+    }
     store::hold(tx, id).await?;
     changed(tx, ("job.start", &before), by).await
+}
+
+/// Agrees to a job that needs a second person, and begins its undo window.
+///
+/// # Errors
+/// As [`start`], when it needs nobody, and when `by` is who planned it.
+pub async fn approve(tx: &Tx, id: Uuid, by: (&str, &str)) -> Result<Job, JobError> {
+    let before = locked(tx, id, &[State::Planned], "approved").await?;
+    if !before.waits_for_approval() {
+        return Err(JobError::WrongState { job: id, state: "in need of no approval", verb: "approved" });
+    }
+    if person(by.0) == person(&before.actor) {
+        return Err(JobError::SamePerson(id, before.actor));
+    }
+    store::approve(tx, id, by.0).await?;
+    store::hold(tx, id).await?;
+    changed(tx, ("job.approve", &before), by).await
+}
+
+/// The owner of the token, without what they say of themselves: the name stands before it, in brackets.
+fn person(actor: &str) -> &str {
+    actor.split(" (").next().unwrap_or(actor).trim()
 }
 
 /// Sends nothing more until it is resumed; what is on its way goes on.
@@ -69,8 +95,17 @@ pub async fn cancel(tx: &Tx, id: Uuid, by: (&str, &str)) -> Result<Job, JobError
     let live = [State::Planned, State::Held, State::Canary, State::Running, State::Paused];
     let before = locked(tx, id, &live, "cancelled").await?;
     let undone = matches!(before.state, State::Planned | State::Held);
+    count_cancelled(before.action, &store::skip_waiting(tx, id, "cancelled").await?);
     store::cancel(tx, id, &format!("cancelled by {}: {}", by.0, by.1)).await?;
     changed(tx, (if undone { "job.undo" } else { "job.cancel" }, &before), by).await
+}
+
+/// Jobs that have not ended by state, and how many dead letters they have still to deal with, for the gauges.
+///
+/// # Errors
+/// When the database is away.
+pub async fn totals(tx: &Tx) -> Result<(Vec<(String, i64)>, i64), DbError> {
+    store::totals(tx).await
 }
 
 /// Changes the rate; takes effect at once.
@@ -108,10 +143,29 @@ async fn changed(tx: &Tx, (action, before): (&str, &Job), by: (&str, &str)) -> R
     Ok(after)
 }
 
+/// Counts what an ended job leaves open, by consumer. A transaction that doesn't commit is done again and counts again.
+pub(super) fn count_cancelled(action: Action, left: &[(String, u32)]) {
+    for (consumer, count) in left.iter().filter(|_| action == Action::Replay) {
+        telemetry::replays(consumer, "cancelled", u64::from(*count));
+    }
+}
+
 /// The numbers of a job, for the audit.
 pub(super) fn books(job: &Job) -> serde_json::Value {
     json!({
         "planned": job.planned, "waiting": job.waiting, "in_flight": job.in_flight, "succeeded": job.succeeded,
         "failed_again": job.failed_again, "skipped": job.skipped,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::person;
+
+    #[test]
+    fn a_person_is_the_same_whatever_it_says_of_itself() {
+        assert_eq!(person("li (wang)"), person("li (li)"));
+        assert_eq!(person("li"), person("li (x)"));
+        assert_ne!(person("li (wang)"), person("wang"));
+    }
 }

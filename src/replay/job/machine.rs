@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::load::Load;
 use super::model::{Action, State};
 
 /// Results that are remembered.
@@ -22,6 +23,14 @@ const SLOW: Duration = Duration::from_secs(10);
 const BEHIND_SECONDS: u32 = 4;
 /// Fewer than that on their way is never "behind".
 const BEHIND_AT_LEAST: u32 = 20;
+
+/// So do more messages of others that wait for the consumer, at the broker: about as many as it has taken at most already.
+const LONG_QUEUE: u64 = 1_000;
+/// And deliveries that take so many times as long as they did when they were quickest. The bounds between which they are known are up to
+/// two and a half times apart.
+const SLOWER: u32 = 4;
+/// Deliveries that take less are quick, however much quicker they were.
+const QUICK: Duration = Duration::from_millis(100);
 
 /// The last results of a job, newest last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,6 +83,8 @@ pub(super) struct View<'a> {
     pub(super) hold_over: bool,
     /// How long the oldest on its way has been so.
     pub(super) oldest: Duration,
+    /// How busy the consumer is, or the busiest of several, as far as this process knows.
+    pub(super) load: Load,
     /// Why nothing may be sent now.
     pub(super) obstacle: Option<&'a str>,
 }
@@ -108,11 +119,51 @@ pub(super) struct Pace {
     since: Duration,
     tokens: f64,
     at: Duration,
+    /// What made it slower, when it was last looked at.
+    strain: Option<Strain>,
+    /// Messages of others that waited then.
+    others: Option<u64>,
+    /// The shortest 95th percentile that was seen.
+    quickest: Option<Duration>,
+}
+
+/// Why a job goes slower than it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strain {
+    /// Its results are late, or more is on its way than comes back.
+    Results,
+    /// Deliveries take longer than they did.
+    Latency(Duration),
+    /// Messages of others wait: they go first.
+    Backlog(u64),
+}
+
+impl std::fmt::Display for Strain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Results => f.write_str("results don't keep up"),
+            Self::Latency(p95) => {
+                write!(f, "95 of 100 deliveries take up to {} ms, longer than before", p95.as_millis())
+            }
+            Self::Backlog(others) => write!(f, "{others} other messages wait for the consumer"),
+        }
+    }
 }
 
 impl Pace {
     pub(super) fn new(now: Duration) -> Self {
-        Self { level: FIRST_LEVEL, since: now, tokens: 0.0, at: now }
+        Self { level: FIRST_LEVEL, since: now, tokens: 0.0, at: now, strain: None, others: None, quickest: None }
+    }
+
+    /// Slowly once more, with what was learnt of the consumer.
+    fn again(&self, now: Duration) -> Self {
+        Self { quickest: self.quickest, ..Self::new(now) }
+    }
+
+    /// In words, while something makes it slower than it would be by now.
+    pub(super) fn slowed(&self, rate: u32) -> Option<String> {
+        let strain = self.strain?;
+        Some(format!("it goes at {} a second because {strain}", (rate / self.level).max(1)))
     }
 
     /// Takes in the time that has passed, and returns how many may be sent now.
@@ -130,16 +181,38 @@ impl Pace {
         self.tokens = (self.tokens - f64::from(sent)).max(0.0);
     }
 
-    /// Doubles after a while without trouble; halves when results don't keep up.
+    /// Doubles after a while without strain, and halves under it. It stays where it is while a long queue gets shorter.
     fn adapt(&mut self, view: &View<'_>, now: Duration) {
         if now.saturating_sub(self.since) < STEP {
             return;
         }
+        // Its own are in that queue too.
+        let others = view.load.backlog.map(|waiting| waiting.saturating_sub(u64::from(view.in_flight)));
+        let shrinks = others.zip(self.others).is_some_and(|(now, before)| now < before);
+        self.quickest = self.quickest.into_iter().chain(view.load.p95).min();
+        let late = self.is_late(view);
+        self.strain = self.cause(view, others).or(late.then_some(Strain::Results));
+        self.level = match self.strain {
+            Some(Strain::Backlog(_)) if shrinks && !late => self.level,
+            Some(_) => (self.level * 2).min(LAST_LEVEL),
+            None => (self.level / 2).max(1),
+        };
+        (self.others, self.since) = (others, now);
+    }
+
+    fn is_late(&self, view: &View<'_>) -> bool {
         let per_second = (view.rate / self.level).max(1);
         let behind = view.in_flight > (per_second * BEHIND_SECONDS).max(BEHIND_AT_LEAST);
-        let level =
-            if behind || view.oldest > SLOW { (self.level * 2).min(LAST_LEVEL) } else { (self.level / 2).max(1) };
-        (self.level, self.since) = (level, now);
+        behind || view.oldest > SLOW
+    }
+
+    /// What the consumer suffers from, which says more than that results are late.
+    fn cause(&self, view: &View<'_>, others: Option<u64>) -> Option<Strain> {
+        let slow = self.quickest.map_or(QUICK, |quickest| (quickest * SLOWER).max(QUICK));
+        if let Some(p95) = view.load.p95.filter(|p95| *p95 > slow) {
+            return Some(Strain::Latency(p95));
+        }
+        others.filter(|others| *others > LONG_QUEUE).map(Strain::Backlog)
     }
 }
 
@@ -176,7 +249,7 @@ fn canary(view: &View<'_>, pace: &mut Pace, now: Duration) -> Next {
         0 if view.in_flight > 0 => Next::Wait,
         0 => {
             // What comes now begins slowly again.
-            *pace = Pace::new(now);
+            *pace = pace.again(now);
             Next::Open
         }
         left => send(view, pace.allowed(view, now).min(left)),

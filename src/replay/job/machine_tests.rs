@@ -20,6 +20,7 @@ struct World {
     now: Duration,
     pace: Pace,
     sends: Vec<(Duration, u32)>,
+    load: Load,
 }
 
 impl World {
@@ -37,6 +38,7 @@ impl World {
             now: Duration::ZERO,
             pace: Pace::new(Duration::ZERO),
             sends: Vec::new(),
+            load: Load::default(),
         }
     }
 
@@ -56,6 +58,7 @@ impl World {
             recent: &self.recent,
             hold_over: true,
             oldest: self.flying.front().map_or(Duration::ZERO, |(at, _)| self.now - *at),
+            load: self.load,
             obstacle: None,
         };
         next(&view, &mut self.pace, self.now)
@@ -195,6 +198,109 @@ fn a_consumer_that_does_not_keep_up_is_given_less() {
     assert!(world.flying.len() <= 500, "{}", world.flying.len());
 }
 
+/// Sends of the last so many seconds.
+fn lately(world: &World, seconds: u64) -> u32 {
+    let since = world.now.saturating_sub(Duration::from_secs(seconds));
+    world.sends.iter().filter(|(at, _)| *at >= since).map(|(_, n)| n).sum()
+}
+
+/// Seconds with a load that is what `load` says of the second.
+fn seconds(world: &mut World, count: u64, load: impl Fn(u64) -> Load) {
+    for second in 0..count {
+        world.load = load(second);
+        for _ in 0..5 {
+            world.step(Duration::ZERO, &mut || false);
+        }
+    }
+}
+
+fn waiting(backlog: u64) -> Load {
+    Load { backlog: Some(backlog), p95: None }
+}
+
+fn taking(millis: u64) -> Load {
+    Load { backlog: None, p95: Some(Duration::from_millis(millis)) }
+}
+
+#[test]
+fn a_queue_of_others_that_grows_makes_it_slower_and_one_that_is_worked_off_lets_it_go_again() {
+    let mut world = World::new(1_000_000, 100, 0);
+    seconds(&mut world, 20, |_| waiting(0));
+    assert!(lately(&world, 5) >= 450, "at the full rate: {}", lately(&world, 5));
+    assert_eq!(world.pace.slowed(100), None);
+
+    seconds(&mut world, 40, |second| waiting(2_000 + second * 100));
+    assert!(lately(&world, 5) <= 20, "in the last of 40 s: {}", lately(&world, 5));
+    let why = world.pace.slowed(100).unwrap();
+    assert!(why.contains("a second because") && why.contains("other messages wait for the consumer"), "{why}");
+
+    // As long as it is long but gets shorter, nothing changes.
+    let level = world.pace.level;
+    seconds(&mut world, 20, |second| waiting(5_000 - second * 100));
+    assert_eq!(world.pace.level, level);
+    seconds(&mut world, 60, |_| waiting(10));
+    assert!(lately(&world, 5) >= 450, "at the full rate again: {}", lately(&world, 5));
+    assert_eq!(world.pace.slowed(100), None);
+}
+
+#[test]
+fn deliveries_that_take_much_longer_than_they_did_make_it_slower() {
+    let mut world = World::new(1_000_000, 100, 0);
+    seconds(&mut world, 20, |_| taking(50));
+    assert!(lately(&world, 5) >= 450, "{}", lately(&world, 5));
+    seconds(&mut world, 40, |_| taking(1_000));
+    assert!(lately(&world, 5) <= 20, "{}", lately(&world, 5));
+    assert!(world.pace.slowed(100).unwrap().contains("take up to 1000 ms"), "{:?}", world.pace.slowed(100));
+    seconds(&mut world, 60, |_| taking(75));
+    assert!(lately(&world, 5) >= 450, "{}", lately(&world, 5));
+}
+
+#[test]
+fn a_consumer_that_is_slow_by_nature_or_still_quick_is_not_held_against_it() {
+    for (usual, now) in [(2_500, 5_000), (1, 100), (10, 25)] {
+        let mut world = World::new(1_000_000, 100, 0);
+        seconds(&mut world, 10, |_| taking(usual));
+        seconds(&mut world, 20, |_| taking(now));
+        assert!(lately(&world, 5) >= 450, "{usual} then {now}: {}", lately(&world, 5));
+    }
+}
+
+#[test]
+fn its_own_messages_in_the_queue_are_not_those_of_others() {
+    let mut pace = Pace::new(Duration::ZERO);
+    let recent = Recent::default();
+    let view = |backlog, in_flight| View {
+        action: Action::Replay,
+        state: State::Running,
+        rate: 500,
+        max_in_flight: 5_000,
+        canary: 0,
+        waiting: 1_000,
+        in_flight,
+        succeeded: 0,
+        failed_again: 0,
+        skipped: 0,
+        recent: &recent,
+        hold_over: true,
+        oldest: Duration::ZERO,
+        load: waiting(backlog),
+        obstacle: None,
+    };
+    pace.adapt(&view(1_400, 450), STEP);
+    assert_eq!(pace.strain, None);
+    pace.adapt(&view(1_400, 300), STEP * 2);
+    assert_eq!(pace.strain, Some(Strain::Backlog(1_100)));
+}
+
+#[test]
+fn a_canary_that_has_passed_leaves_what_was_learnt_of_the_consumer() {
+    let mut pace = Pace::new(Duration::ZERO);
+    pace.quickest = Some(Duration::from_millis(10));
+    pace.strain = Some(Strain::Results);
+    let again = pace.again(STEP);
+    assert_eq!((again.level, again.quickest, again.strain), (FIRST_LEVEL, pace.quickest, None));
+}
+
 #[test]
 fn an_obstacle_sends_nothing_and_saves_no_tokens_for_later() {
     let recent = Recent::default();
@@ -213,6 +319,7 @@ fn an_obstacle_sends_nothing_and_saves_no_tokens_for_later() {
         recent: &recent,
         hold_over: true,
         oldest: Duration::ZERO,
+        load: Load::default(),
         obstacle: Some("the broker is away"),
     };
     assert_eq!(next(&view, &mut pace, Duration::from_secs(1)), Next::Wait);
@@ -254,6 +361,21 @@ proptest! {
             let sent: u32 = within.map(|(_, count)| count).sum();
             prop_assert!(f64::from(sent) <= f64::from(rate) + burst, "{sent} in a second at {rate}");
         }
+    }
+
+    #[test]
+    fn whatever_the_load_it_goes_on_and_never_faster_than_its_rate(
+        rate in 1_u32..=500, loads in prop::collection::vec((0_u64..5_000, 0_u64..10_000, any::<bool>()), 1..60),
+    ) {
+        let mut world = World::new(1_000_000, rate, 0);
+        let load = |second: u64| {
+            let (backlog, p95, known) = loads[usize::try_from(second).unwrap() % loads.len()];
+            if known { Load { backlog: Some(backlog), p95: Some(Duration::from_millis(p95)) } } else { Load::default() }
+        };
+        seconds(&mut world, 120, load);
+        prop_assert!(world.sent() >= 1, "it stood still");
+        prop_assert!(u64::from(world.sent()) <= u64::from(rate) * 120 + u64::from(rate), "{}", world.sent());
+        prop_assert!((1..=LAST_LEVEL).contains(&world.pace.level));
     }
 
     #[test]

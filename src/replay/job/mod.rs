@@ -6,7 +6,7 @@
 //!
 //! | state | meaning | leaves it |
 //! |---|---|---|
-//! | planned | the dead letters are listed by id, nothing happens | `start` |
+//! | planned | the dead letters are listed by id, nothing happens | `start`; `approve` where it is so large that a second person has to agree |
 //! | held | the undo window: begins by itself at `hold_until` | time, `start`, `cancel` (= undo) |
 //! | canary | the first few, spread over the kinds of failure, are on their way | all succeeded; one failed → paused |
 //! | running | the rest, ever faster up to the rate | nothing left → done; a rule → stopped |
@@ -23,6 +23,7 @@
 //! - `planned = waiting + in_flight + succeeded + failed_again + skipped` (CHECK), so the books of a job add up at any moment.
 //! - Exactly one process runs a job: it locks the row by holder *and* epoch before it writes anything, a takeover raises the epoch,
 //!   and an operator's change locks the same row. So a cancel is never followed by one more send.
+//! - A job that needs a second person leaves `planned` only with the name of one who did not plan it (CHECK).
 //! - Every change leaves an audit row in its own transaction: one for the operation, one for each dead letter touched.
 //!
 //! **What each failure does**
@@ -33,20 +34,26 @@
 //!   outage never looks like a failed replay.
 //! - *The broker is away*: nothing more is sent, and `waits_for` says so; what was committed waits in the outbox.
 //! - *The consumer is paused*: its dead letters stay waiting.
-//! - *The consumer is slow*: the rate is halved until results catch up, and rises again.
+//! - *The consumer is slow or has much else to do*: the rate is halved until results catch up, its deliveries take no longer than they
+//!   did, and what waits for it at the broker is less; then it rises again. What this process can't see is left out of account.
 //! - *Replays fail again*: their dead letters are open again with one replay more; at [`REPLAY_CAP`] they are parked, which means
 //!   that no job takes them. A failed canary pauses; ten failures in a row, or more than half of the last fifty, stop the job.
 //! - *Somebody else dealt with a dead letter meanwhile*: it is skipped, with the reason.
 
 mod control;
+mod hints;
+mod load;
 mod machine;
 mod model;
 mod plan;
 mod plan_store;
+mod preview;
 mod runner;
 mod store;
 
-pub use control::{cancel, job, jobs, pause, resume, set_rate, start};
+pub use control::{approve, cancel, job, jobs, pause, resume, set_rate, start, totals};
+pub use hints::{Hints, Preview, Target, hints};
+pub use load::{Load, Loads, Outlook};
 pub use model::{
     Action, Job, JobError, Kind, Left, LeftOut, MAX_CANARY, MAX_HOLD_SECONDS, MAX_IN_FLIGHT, MAX_RATE, NewJob, Plan,
     Planned, Settings, State,

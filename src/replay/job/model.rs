@@ -1,10 +1,12 @@
 //! What a job is, as it is stored and shown.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::super::filter::Selection;
+use super::hints::Hints;
 use crate::db::DbError;
 
 /// Highest rate, in dead letters a second.
@@ -17,7 +19,8 @@ pub const MAX_HOLD_SECONDS: u32 = 300;
 pub const MAX_CANARY: u32 = 1_000;
 
 /// What is done with the dead letters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "JobAction")]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Send them again to the consumer that failed.
@@ -27,7 +30,8 @@ pub enum Action {
 }
 
 /// Where a job is; see the module's text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "JobState")]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Listed, not begun.
@@ -49,7 +53,8 @@ pub enum State {
 }
 
 /// How careful a job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "JobSettings")]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Dead letters a second at most, 1 to [`MAX_RATE`].
@@ -91,10 +96,13 @@ pub struct NewJob {
     pub max: Option<u32>,
     /// The same key again is the same job.
     pub idempotency_key: Option<String>,
+    /// With more dead letters a second person has to approve it; 0 for never.
+    pub second_person_above: u32,
 }
 
 /// What a job found when it was planned.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "JobPlan")]
 pub struct Plan {
     /// How many dead letters it takes.
     pub count: u32,
@@ -110,10 +118,18 @@ pub struct Plan {
     pub samples: Vec<Uuid>,
     /// How long it takes at the rate, in seconds; without the undo window.
     pub seconds: u32,
+    /// How many of them failed last in the very version that made the plan: the same will likely happen again, unless what was wrong
+    /// lay outside of it.
+    #[serde(default)]
+    pub same_version: u32,
+    /// What helps to decide; only where one plan or job is shown.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hints: Option<Hints>,
 }
 
 /// Dead letters of one kind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "JobKind")]
 pub struct Kind {
     /// The consumer that failed.
     pub consumer: String,
@@ -131,7 +147,7 @@ pub struct Kind {
 }
 
 /// Dead letters that were selected and left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeftOut {
     /// Why.
     pub why: Left,
@@ -142,7 +158,8 @@ pub struct LeftOut {
 }
 
 /// Why a dead letter was left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "WhyLeftOut")]
 #[serde(rename_all = "snake_case")]
 pub enum Left {
     /// No dead letter has this id.
@@ -162,7 +179,8 @@ pub enum Left {
 }
 
 /// Answer to a new job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "JobPlanned")]
 pub struct Planned {
     /// What was found.
     pub plan: Plan,
@@ -173,7 +191,7 @@ pub struct Planned {
 }
 
 /// A job as it is now.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     /// Its id.
     pub id: Uuid,
@@ -185,6 +203,15 @@ pub struct Job {
     pub actor: String,
     /// Why.
     pub reason: String,
+    /// Whether somebody else has to approve it before anything is sent.
+    #[serde(default)]
+    pub approval_needed: bool,
+    /// Who approved it.
+    #[serde(default)]
+    pub approved_by: Option<String>,
+    /// When.
+    #[serde(default)]
+    pub approved_at: Option<Timestamp>,
     /// What was asked for.
     pub selection: serde_json::Value,
     /// Later failures are newcomers.
@@ -271,6 +298,12 @@ pub enum JobError {
     /// The key belongs to a job for something else.
     #[error("the idempotency key belongs to job {0}, which is for something else: use a new key")]
     KeyUsed(Uuid),
+    /// Nobody else has agreed to it yet.
+    #[error("job {0} has to be approved by a second person first: onceflow jobs approve {0} --reason WHY")]
+    ApprovalNeeded(Uuid),
+    /// Who planned it can't approve it.
+    #[error("job {0} was planned by {1}: somebody else has to approve it")]
+    SamePerson(Uuid, String),
     /// No such job.
     #[error("job {0} does not exist")]
     NotFound(Uuid),
@@ -356,6 +389,11 @@ impl Left {
 }
 
 impl Job {
+    /// Whether it waits for somebody else to agree.
+    pub fn waits_for_approval(&self) -> bool {
+        self.approval_needed && self.approved_by.is_none()
+    }
+
     /// How many have ended, one way or the other.
     pub fn ended(&self) -> u32 {
         self.succeeded + self.failed_again + self.skipped

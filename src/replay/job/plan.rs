@@ -41,14 +41,16 @@ pub async fn create(tx: &Tx, new: &NewJob, consumers: &[&str]) -> Result<Planned
     }
     let Some(id) = id else { return Ok(Planned { plan, job: None, repeated: false }) };
     refuse(tx, &plan).await?;
-    plan_store::finish_plan(tx, id, &plan).await?;
+    let needs_approval = new.second_person_above > 0 && plan.count > new.second_person_above;
+    plan_store::finish_plan(tx, id, &plan, needs_approval).await?;
     let by = (new.actor.as_str(), new.reason.as_deref().unwrap_or_default());
     let detail = json!({
         "before": null, "after": "planned", "count": plan.count, "selection": new.selection, "settings": new.settings,
-        "left_out": plan.left_out.iter().map(|l| (l.why, l.count)).collect::<Vec<_>>(),
+        "approval_needed": needs_approval, "left_out": plan.left_out.iter().map(|l| (l.why, l.count)).collect::<Vec<_>>(),
     });
     store::audit(tx, "job.plan", id, by, &detail).await?;
-    let job = if new.start { control::start(tx, id, by).await? } else { control::job(tx, id).await? };
+    let job =
+        if new.start && !needs_approval { control::start(tx, id, by).await? } else { control::job(tx, id).await? };
     Ok(Planned { plan, job: Some(job), repeated: false })
 }
 
@@ -134,13 +136,14 @@ fn summary(new: &NewJob, found: &[Found], unknown: Vec<Uuid>) -> Plan {
             None => {
                 plan.count += line.kept;
                 plan.left += line.kind.count - line.kept;
+                if new.action == Action::Replay {
+                    plan.same_version += line.same_version;
+                }
                 let mut kind = line.kind.clone();
                 kind.count = line.kept;
                 if line.kept > 0 && plan.kinds.len() < KINDS {
                     plan.kinds.push(kind);
                 }
-                // Of each kind one, as far as there is room; a job of one kind shows more of it.
-                plan.samples.extend(line.ids.iter().take(SAMPLES));
             }
         }
     }
@@ -148,9 +151,17 @@ fn summary(new: &NewJob, found: &[Found], unknown: Vec<Uuid>) -> Plan {
         note(&mut left_out, Left::NotFound, u32::try_from(unknown.len()).unwrap_or(u32::MAX), &unknown);
     }
     plan.left_out = left_out.into_iter().map(|(why, (count, ids))| LeftOut { why, count, ids }).collect();
-    plan.samples.truncate(SAMPLES);
+    plan.samples = samples(found);
     plan.seconds = plan.count.div_ceil(new.settings.rate.max(1));
     plan
+}
+
+/// Of each kind one, as far as there is room; a job of few kinds shows more of each.
+fn samples(found: &[Found]) -> Vec<Uuid> {
+    let taken = found.iter().filter(|line| line.why.is_none());
+    let kept = |line: &Found| line.ids.len().min(usize::try_from(line.kept).unwrap_or(usize::MAX));
+    let lines: Vec<&[Uuid]> = taken.map(|line| &line.ids[..kept(line)]).collect();
+    (0..SAMPLES).flat_map(|turn| lines.iter().filter_map(move |ids| ids.get(turn).copied())).take(SAMPLES).collect()
 }
 
 fn note(left_out: &mut BTreeMap<Left, (u32, Vec<Uuid>)>, why: Left, count: u32, ids: &[Uuid]) {
@@ -192,6 +203,7 @@ mod tests {
             expect_count: None,
             max: None,
             idempotency_key: None,
+            second_person_above: 0,
         }
     }
 
@@ -204,7 +216,7 @@ mod tests {
             tenant: "default".into(),
             count,
         };
-        Found { kind, why, kept, ids: vec![Uuid::nil(); 3], canary: 2 }
+        Found { kind, why, kept, same_version: kept / 2, ids: vec![Uuid::nil(); 3], canary: 2 }
     }
 
     #[test]
@@ -213,9 +225,19 @@ mod tests {
             [line("cycle", None, 10, 7), line("x", Some(Left::Parked), 4, 0), line("y", Some(Left::Parked), 1, 0)];
         let plan = summary(&new_job(), &found, vec![Uuid::nil()]);
         assert_eq!((plan.count, plan.left, plan.canary, plan.seconds), (7, 3, 2, 1));
-        assert_eq!(plan.kinds[0].count, 7);
+        assert_eq!((plan.kinds[0].count, plan.same_version), (7, 3));
         let left: Vec<_> = plan.left_out.iter().map(|l| (l.why, l.count)).collect();
         assert_eq!(left, [(Left::NotFound, 1), (Left::Parked, 5)]);
+    }
+
+    #[test]
+    fn samples_are_of_every_kind_before_there_are_two_of_one() {
+        let mut found = [line("many", None, 100, 100), line("few", None, 2, 2), line("none", Some(Left::Parked), 9, 0)];
+        for (n, line) in found.iter_mut().enumerate() {
+            line.ids = (0..10).map(|id| Uuid::from_u128(100 * n as u128 + id)).collect();
+        }
+        let ids: Vec<u128> = summary(&new_job(), &found, Vec::new()).samples.iter().map(Uuid::as_u128).collect();
+        assert_eq!(ids, [0, 100, 1, 101, 2]);
     }
 
     #[test]

@@ -5,9 +5,12 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::super::filter::Filter;
+use super::super::letter::{PayloadKind, payload_kind};
 use super::super::store::{column, conditions};
 use super::REPLAY_CAP;
+use super::hints::Preview;
 use super::model::{Job, Kind, Left, NewJob, Plan, Settings};
+use super::preview::{MOST_BYTES, preview};
 use super::store::{counted, signed};
 use crate::db::{DbError, Tx};
 
@@ -24,13 +27,18 @@ const INSERT_JOB: &str = "
            max_in_flight, canary, hold_seconds, planned, waiting)
     VALUES ($1, $2, 'planned', $3, $4, $5, $6, $7, '{}', $8, $9, $10, $11, 0, 0)";
 
-const FINISH_PLAN: &str = "UPDATE onceflow.bulk_job SET plan = $2, planned = $3, waiting = $3 WHERE id = $1";
+const FINISH_PLAN: &str = "
+    UPDATE onceflow.bulk_job
+       SET plan = $2, planned = $3, waiting = $3, approval_needed = $4, waits_for = CASE WHEN $4 THEN 'the approval of a second person' END
+     WHERE id = $1";
 
 /// Lists what matches and, where $21 says so, stores what is eligible: both from one look at the table. Of the canary is at most
-/// one of a key, its first, and the kinds of failure take turns.
+/// one of a key, its first, and the groups take turns: failures of one kind may have several causes.
 const PLAN: &str = "
     WITH matched AS MATERIALIZED (
         SELECT d.id, d.tenant, d.consumer, d.event_type, d.stage, d.reason, d.first_failed_at,
+               onceflow.group_of(d.group_id, d.consumer, d.event_type, d.stage, d.reason) AS grp,
+               d.consumer_version = $23 AS same_version,
                md5(concat_ws('|', d.tenant, d.consumer, coalesce(d.partition_key, d.subject, d.event_id)))::uuid AS key,
                CASE WHEN d.id IN (SELECT i.dead_letter_id FROM onceflow.bulk_job_item AS i
                                    WHERE i.state IN ('waiting', 'sent')) THEN 'in_job'
@@ -55,7 +63,7 @@ const PLAN: &str = "
     ), kept AS (
         SELECT e.*, row_number() OVER (PARTITION BY key ORDER BY nth) AS turn FROM eligible AS e WHERE nth <= $19
     ), heads AS (
-        SELECT nth, row_number() OVER (PARTITION BY consumer, event_type, stage, reason ORDER BY nth) AS round
+        SELECT nth, row_number() OVER (PARTITION BY grp ORDER BY nth) AS round
           FROM kept WHERE turn = 1
     ), canaries AS (
         SELECT nth FROM heads ORDER BY round, nth LIMIT $20
@@ -65,6 +73,7 @@ const PLAN: &str = "
           FROM kept WHERE $21
     )
     SELECT m.consumer, m.event_type, m.stage, m.reason, m.tenant, m.why, count(*) AS count, count(k.id) AS kept,
+           count(k.id) FILTER (WHERE m.same_version) AS same_version,
            (array_agg(m.id ORDER BY m.first_failed_at, m.id))[1:10] AS ids, (SELECT count(*) FROM canaries) AS canary
       FROM matched AS m LEFT JOIN kept AS k ON k.id = m.id
      GROUP BY m.consumer, m.event_type, m.stage, m.reason, m.tenant, m.why
@@ -96,6 +105,14 @@ const OWNER: &str = "
      WHERE i.dead_letter_id = ANY ($1) AND i.state IN ('waiting', 'sent')
      ORDER BY j.created_at LIMIT 1";
 
+/// Payloads that are too large stay where they are.
+const PREVIEWS: &str = "
+    SELECT id, consumer, event_type, onceflow.group_of(group_id, consumer, event_type, stage, reason) AS \"group\", content_type,
+           octet_length(payload) AS bytes, CASE WHEN octet_length(payload) <= $2 THEN payload END AS payload
+      FROM onceflow.dead_letter
+     WHERE id = ANY ($1)
+     ORDER BY array_position($1, id)";
+
 const BY_KEY: &str = "SELECT id FROM onceflow.bulk_job WHERE idempotency_key = $1";
 
 /// One line of what a plan found.
@@ -104,6 +121,8 @@ pub(super) struct Found {
     pub(super) why: Option<Left>,
     /// How many of the line are in the job.
     pub(super) kept: u32,
+    /// How many of those failed last in this version.
+    pub(super) same_version: u32,
     pub(super) ids: Vec<Uuid>,
     pub(super) canary: u32,
 }
@@ -151,9 +170,9 @@ pub(super) async fn insert_job(tx: &Tx, id: Uuid, new: &NewJob, bound: jiff::Tim
     tx.execute(INSERT_JOB, &params).await.map(|_| ())
 }
 
-pub(super) async fn finish_plan(tx: &Tx, id: Uuid, plan: &Plan) -> Result<(), DbError> {
+pub(super) async fn finish_plan(tx: &Tx, id: Uuid, plan: &Plan, approval_needed: bool) -> Result<(), DbError> {
     let stored = serde_json::to_value(plan).map_err(|e| DbError::shape(e.to_string()))?;
-    tx.execute(FINISH_PLAN, &[&id, &stored, &signed(plan.count)]).await.map(|_| ())
+    tx.execute(FINISH_PLAN, &[&id, &stored, &signed(plan.count), &approval_needed]).await.map(|_| ())
 }
 
 pub(super) async fn plan(tx: &Tx, look: &Look<'_>) -> Result<Vec<Found>, DbError> {
@@ -161,7 +180,8 @@ pub(super) async fn plan(tx: &Tx, look: &Look<'_>) -> Result<Vec<Found>, DbError
     let (store, job) = (look.job.is_some(), look.job.unwrap_or(Uuid::nil()));
     let mut params = conditions(look.filter, &state);
     params.extend([&look.ids as &(dyn ToSql + Sync), &look.bound, &look.replay, &look.consumers, &REPLAY_CAP]);
-    params.extend([&look.max as &(dyn ToSql + Sync), &look.canary, &store, &job]);
+    let version = env!("CARGO_PKG_VERSION");
+    params.extend([&look.max as &(dyn ToSql + Sync), &look.canary, &store, &job, &version]);
     tx.query(PLAN, &params).await?.iter().map(found).collect()
 }
 
@@ -179,6 +199,7 @@ fn found(row: &Row) -> Result<Found, DbError> {
         },
         why: why.map(known).transpose()?,
         kept: counted(row, "kept")?,
+        same_version: counted(row, "same_version")?,
         ids: column(row, "ids")?,
         canary: counted(row, "canary")?,
     })
@@ -203,4 +224,24 @@ pub(super) async fn owner(tx: &Tx, ids: &[Uuid]) -> Result<Option<(Uuid, String,
 
 pub(super) async fn by_key(tx: &Tx, key: &str) -> Result<Option<Uuid>, DbError> {
     tx.query_opt(BY_KEY, &[&key]).await?.map(|row| column(&row, "id")).transpose()
+}
+
+/// These dead letters with their payloads in one line each, in this order; those that are gone are left out.
+pub(super) async fn previews(tx: &Tx, ids: &[Uuid]) -> Result<Vec<Preview>, DbError> {
+    tx.query(PREVIEWS, &[&ids, &MOST_BYTES]).await?.iter().map(read_preview).collect()
+}
+
+fn read_preview(row: &Row) -> Result<Preview, DbError> {
+    let (content_type, bytes): (Option<String>, i32) = (column(row, "content_type")?, column(row, "bytes")?);
+    let payload: Option<Vec<u8>> = column(row, "payload")?;
+    let kind = payload.as_ref().map(|payload| payload_kind(content_type.as_deref(), payload));
+    Ok(Preview {
+        id: column(row, "id")?,
+        consumer: column(row, "consumer")?,
+        event_type: column(row, "event_type")?,
+        group: column(row, "group")?,
+        bytes: u32::try_from(bytes).unwrap_or_default(),
+        kind,
+        payload: payload.filter(|_| kind == Some(PayloadKind::Json)).and_then(|payload| preview(&payload)),
+    })
 }

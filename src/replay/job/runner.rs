@@ -12,13 +12,15 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::super::store as letters;
-use super::control::books;
+use super::control::{books, count_cancelled};
+use super::load::{Load, Loads};
 use super::machine::{self, Next, Pace, View};
 use super::model::{Action, Job, State};
-use super::store::{self, End, Lease, Locked, Picked};
+use super::store::{self, End, Ended, Lease, Locked, Picked};
 use crate::db::{Class, DbError, Pool, Tx};
 use crate::health::{Check, Health};
 use crate::pacing::Pacing;
+use crate::telemetry;
 
 /// Between two steps of a job: a burst is a quarter of a second's worth.
 const STEP_EVERY: Duration = Duration::from_millis(200);
@@ -46,6 +48,8 @@ pub struct Runner {
     pub outbox_wakeup: Arc<Notify>,
     /// The process's own condition.
     pub health: Arc<Health>,
+    /// How busy the consumers are.
+    pub loads: Arc<Loads>,
 }
 
 /// A job of this process.
@@ -123,6 +127,9 @@ async fn round(
         }
         *looked = Some(Instant::now());
     }
+    if !mine.is_empty() {
+        runner.loads.look().await;
+    }
     let ids: Vec<Uuid> = mine.keys().copied().collect();
     let mut failed = None;
     for id in ids {
@@ -164,8 +171,11 @@ async fn step(runner: &Runner, mine: &mut Mine, now: Duration) -> Result<Stepped
     let before = locked.job.clone();
     take_in(&mut locked, store::settle(&tx, mine.lease.job, MOST_RESULTS).await?);
     let obstacle = obstacle(&runner.health, &locked.job);
-    let next = machine::next(&view(&locked, obstacle), &mut mine.pace, now);
-    locked.job.waits_for = obstacle.filter(|_| wants_to_send(&locked.job)).map(ToOwned::to_owned);
+    let load = runner.loads.busiest(locked.job.plan.kinds.iter().map(|kind| kind.consumer.as_str()));
+    let next = machine::next(&view(&locked, load, obstacle), &mut mine.pace, now);
+    let slowed = || mine.pace.slowed(locked.job.settings.rate);
+    let waits_for = if wants_to_send(&locked.job) { obstacle.map(ToOwned::to_owned).or_else(slowed) } else { None };
+    locked.job.waits_for = waits_for;
     let stepped = match next {
         Next::Wait => Stepped::On,
         Next::Rest => Stepped::Let,
@@ -177,7 +187,7 @@ async fn step(runner: &Runner, mine: &mut Mine, now: Duration) -> Result<Stepped
             to(&tx, &mut locked, (State::Paused, Some(why)), "job.pause").await?
         }
         Next::Stop(why) => {
-            store::skip_waiting(&tx, mine.lease.job, "stopped").await?;
+            count_cancelled(locked.job.action, &store::skip_waiting(&tx, mine.lease.job, "stopped").await?);
             locked.job.skipped += std::mem::take(&mut locked.job.waiting);
             to(&tx, &mut locked, (State::Stopped, Some(why)), "job.stop").await?
         }
@@ -213,22 +223,25 @@ async fn finish(
     Ok(stepped)
 }
 
-fn take_in(locked: &mut Locked, results: Vec<Option<bool>>) {
-    for result in results {
+fn take_in(locked: &mut Locked, results: Vec<Ended>) {
+    for Ended { succeeded, consumer } in results {
         let job = &mut locked.job;
         job.in_flight = job.in_flight.saturating_sub(1);
-        match result {
+        match succeeded {
             Some(true) => job.succeeded += 1,
             Some(false) => job.failed_again += 1,
-            None => job.skipped += 1,
+            None => {
+                telemetry::replays(&consumer, "skipped", 1);
+                job.skipped += 1;
+            }
         }
-        if let Some(succeeded) = result {
+        if let Some(succeeded) = succeeded {
             locked.recent.push(succeeded);
         }
     }
 }
 
-fn view<'a>(locked: &'a Locked, obstacle: Option<&'a str>) -> View<'a> {
+fn view<'a>(locked: &'a Locked, load: Load, obstacle: Option<&'a str>) -> View<'a> {
     let job = &locked.job;
     View {
         action: job.action,
@@ -244,6 +257,7 @@ fn view<'a>(locked: &'a Locked, obstacle: Option<&'a str>) -> View<'a> {
         recent: &locked.recent,
         hold_over: locked.hold_over,
         oldest: Duration::try_from_secs_f64(locked.oldest_seconds).unwrap_or_default(),
+        load,
         obstacle,
     }
 }
@@ -329,6 +343,9 @@ fn judge(
             Some(c) if action == Action::Replay && !runner.queues.contains_key(&c.consumer) => "unknown_consumer",
             Some(_) => continue,
         };
+        if action == Action::Replay {
+            telemetry::replays(&item.consumer, "skipped", 1);
+        }
         ends.push(End { nth: item.nth, state: "skipped", reason: Some(reason) });
     }
     let skipped: Vec<i32> = ends.iter().map(|end| end.nth).collect();

@@ -14,7 +14,7 @@ use crate::db::{DbError, Tx};
 const JOBS: &str = "
     SELECT id, action, state, actor, reason, selection, bound, plan, rate, max_in_flight, canary, hold_seconds, hold_until,
            planned, waiting, in_flight, succeeded, failed_again, skipped, stop_reason, waits_for, created_at, changed_at,
-           finished_at
+           finished_at, approval_needed, approved_by, approved_at
       FROM onceflow.bulk_job
      WHERE $1::uuid IS NULL OR id = $1
      ORDER BY created_at DESC, id LIMIT $2";
@@ -24,9 +24,12 @@ const LOCK: &str = "SELECT resume_to FROM onceflow.bulk_job WHERE id = $1 FOR UP
 /// The undo window begins, or ends now.
 const HOLD: &str = "
     UPDATE onceflow.bulk_job
-       SET state = 'held', changed_at = clock_timestamp(),
+       SET state = 'held', waits_for = NULL, changed_at = clock_timestamp(),
            hold_until = clock_timestamp() + make_interval(secs => CASE WHEN state = 'planned' THEN hold_seconds ELSE 0 END)
      WHERE id = $1";
+
+const APPROVE: &str = "
+    UPDATE onceflow.bulk_job SET approved_by = $2, approved_at = clock_timestamp(), changed_at = clock_timestamp() WHERE id = $1";
 
 const PAUSE: &str = "
     UPDATE onceflow.bulk_job
@@ -48,7 +51,11 @@ const SET_RATE: &str = "UPDATE onceflow.bulk_job SET rate = $2, changed_at = clo
 
 /// Frees the dead letters that are left, so that another job may take them.
 const SKIP_WAITING: &str = "
-    UPDATE onceflow.bulk_job_item SET state = 'skipped', reason = $2 WHERE job_id = $1 AND state = 'waiting'";
+    WITH skipped AS (
+        UPDATE onceflow.bulk_job_item SET state = 'skipped', reason = $2 WHERE job_id = $1 AND state = 'waiting'
+        RETURNING consumer
+    )
+    SELECT consumer, count(*) AS count FROM skipped GROUP BY consumer";
 
 const TAKE: &str = "
     UPDATE onceflow.bulk_job AS j
@@ -83,7 +90,7 @@ const RELEASE: &str = "
 /// Results are read from the dead letters. One that was replayed by somebody else since must have failed again before.
 const SETTLE: &str = "
     WITH ended AS (
-        SELECT i.nth, i.key, i.turn, coalesce(d.closed_at, d.last_failed_at) AS at,
+        SELECT i.nth, i.key, i.turn, i.consumer, coalesce(d.closed_at, d.last_failed_at) AS at,
                CASE WHEN d.id IS NULL THEN 'skipped'
                     WHEN d.state = 'replayed' AND d.replay_id = i.replay_id THEN 'succeeded'
                     ELSE 'failed_again' END AS state
@@ -100,11 +107,11 @@ const SETTLE: &str = "
         UPDATE onceflow.bulk_job_item AS i SET ready = true
           FROM ended AS e WHERE i.job_id = $1 AND i.key = e.key AND i.turn = e.turn + 1
     )
-    SELECT state FROM ended ORDER BY at NULLS LAST, nth";
+    SELECT state, consumer FROM ended ORDER BY at NULLS LAST, nth";
 
 /// What may go next. A replay waits while anything else of its key is on its way, whoever sent it, and while its consumer is paused.
 const PICK: &str = "
-    SELECT i.nth, i.dead_letter_id
+    SELECT i.nth, i.dead_letter_id, i.consumer
       FROM onceflow.bulk_job_item AS i
      WHERE i.job_id = $1 AND i.state = 'waiting' AND i.ready AND (i.canary OR NOT $2)
        AND (NOT $3 OR (
@@ -133,6 +140,12 @@ const END: &str = "
           FROM ended AS e WHERE i.job_id = $1 AND i.key = e.key AND i.turn = e.turn + 1 AND NOT i.ready
     )
     SELECT count(*) AS count FROM ended";
+
+/// From the index of live jobs: ended ones are kept for months and cost nothing here.
+const TOTALS: &str = "
+    SELECT state, count(*) AS jobs, sum(waiting + in_flight)::bigint AS remaining
+      FROM onceflow.bulk_job WHERE finished_at IS NULL OR in_flight > 0
+     GROUP BY state";
 
 const AUDIT: &str = "
     INSERT INTO onceflow.audit (id, actor, action, subject, reason, detail) VALUES ($1, $2, $3, $4, $5, $6)";
@@ -164,6 +177,13 @@ pub(super) struct Lease {
 pub(super) struct Picked {
     pub(super) nth: i32,
     pub(super) dead_letter: Uuid,
+    pub(super) consumer: String,
+}
+
+/// A result of what was on its way: whether it succeeded; `None` where it is gone.
+pub(super) struct Ended {
+    pub(super) succeeded: Option<bool>,
+    pub(super) consumer: String,
 }
 
 /// How an item ended that was never on its way.
@@ -200,6 +220,9 @@ fn read_job(row: &Row) -> Result<Job, DbError> {
         state,
         actor: column(row, "actor")?,
         reason: column(row, "reason")?,
+        approval_needed: column(row, "approval_needed")?,
+        approved_by: column(row, "approved_by")?,
+        approved_at: column(row, "approved_at")?,
         selection: column(row, "selection")?,
         bound: column(row, "bound")?,
         plan: serde_json::from_value(plan).unwrap_or_default(),
@@ -230,6 +253,10 @@ pub(super) async fn hold(tx: &Tx, id: Uuid) -> Result<(), DbError> {
     tx.execute(HOLD, &[&id]).await.map(|_| ())
 }
 
+pub(super) async fn approve(tx: &Tx, id: Uuid, by: &str) -> Result<(), DbError> {
+    tx.execute(APPROVE, &[&id, &by]).await.map(|_| ())
+}
+
 pub(super) async fn pause(tx: &Tx, id: Uuid, why: &str) -> Result<(), DbError> {
     tx.execute(PAUSE, &[&id, &why]).await.map(|_| ())
 }
@@ -239,7 +266,6 @@ pub(super) async fn resume(tx: &Tx, id: Uuid) -> Result<(), DbError> {
 }
 
 pub(super) async fn cancel(tx: &Tx, id: Uuid, why: &str) -> Result<(), DbError> {
-    tx.execute(SKIP_WAITING, &[&id, &"cancelled"]).await?;
     tx.execute(CANCEL, &[&id, &why]).await.map(|_| ())
 }
 
@@ -247,8 +273,20 @@ pub(super) async fn set_rate(tx: &Tx, id: Uuid, rate: u32) -> Result<(), DbError
     tx.execute(SET_RATE, &[&id, &signed(rate)]).await.map(|_| ())
 }
 
-pub(super) async fn skip_waiting(tx: &Tx, id: Uuid, why: &str) -> Result<u64, DbError> {
-    tx.execute(SKIP_WAITING, &[&id, &why]).await
+/// How many of each consumer were left.
+pub(super) async fn skip_waiting(tx: &Tx, id: Uuid, why: &str) -> Result<Vec<(String, u32)>, DbError> {
+    let rows = tx.query(SKIP_WAITING, &[&id, &why]).await?;
+    rows.iter().map(|row| Ok((column(row, "consumer")?, counted(row, "count")?))).collect()
+}
+
+/// Jobs that have not ended by state, and what they have still to deal with.
+pub(super) async fn totals(tx: &Tx) -> Result<(Vec<(String, i64)>, i64), DbError> {
+    let (mut by_state, mut remaining) = (Vec::new(), 0);
+    for row in tx.query(TOTALS, &[]).await? {
+        by_state.push((column(&row, "state")?, column(&row, "jobs")?));
+        remaining += column::<i64>(&row, "remaining")?;
+    }
+    Ok((by_state, remaining))
 }
 
 /// Takes jobs that nobody runs.
@@ -306,18 +344,22 @@ pub(super) async fn release(tx: &Tx, lease: Lease) -> Result<(), DbError> {
     tx.execute(RELEASE, &[&lease.job, &lease.holder, &lease.epoch]).await.map(|_| ())
 }
 
-/// Writes down results; returns them in the order in which they came about: `Some(true)` succeeded, `None` gone.
-pub(super) async fn settle(tx: &Tx, job: Uuid, most: i64) -> Result<Vec<Option<bool>>, DbError> {
+/// Writes down results; returns them in the order in which they came about.
+pub(super) async fn settle(tx: &Tx, job: Uuid, most: i64) -> Result<Vec<Ended>, DbError> {
     let result = |row: &Row| {
         let state: String = column(row, "state")?;
-        Ok((state != "skipped").then_some(state == "succeeded"))
+        let succeeded = (state != "skipped").then_some(state == "succeeded");
+        Ok(Ended { succeeded, consumer: column(row, "consumer")? })
     };
     tx.query(SETTLE, &[&job, &most]).await?.iter().map(result).collect()
 }
 
 pub(super) async fn pick(tx: &Tx, job: &Job, most: u32) -> Result<Vec<Picked>, DbError> {
     let (canary, replay) = (job.state == State::Canary, job.action == Action::Replay);
-    let read = |row: &Row| Ok(Picked { nth: column(row, "nth")?, dead_letter: column(row, "dead_letter_id")? });
+    let read = |row: &Row| {
+        let (nth, dead_letter) = (column(row, "nth")?, column(row, "dead_letter_id")?);
+        Ok(Picked { nth, dead_letter, consumer: column(row, "consumer")? })
+    };
     tx.query(PICK, &[&job.id, &canary, &replay, &i64::from(most)]).await?.iter().map(read).collect()
 }
 

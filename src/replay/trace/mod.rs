@@ -12,6 +12,7 @@ mod story;
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::store::{Found, Places};
@@ -28,7 +29,8 @@ pub const MAX_SOURCES: usize = 1_000;
 pub const MAX_SEARCHED: usize = 100_000;
 
 /// Which event, or which ordering key. One of the two is needed; the rest narrows.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TraceQuestion")]
 #[serde(default, deny_unknown_fields)]
 pub struct Question {
     /// Id of the event.
@@ -49,7 +51,7 @@ pub struct Question {
 }
 
 /// The life of an event, or of the events of a key, oldest step first.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Trace {
     /// The steps.
     pub items: Vec<Step>,

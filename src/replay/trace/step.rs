@@ -1,11 +1,13 @@
 //! One step of an event's life.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// One step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TraceStep")]
 pub struct Step {
     /// When; absent where no time is kept.
     pub at: Option<Timestamp>,
@@ -23,7 +25,8 @@ pub struct Step {
 }
 
 /// What happened. The field `what` names it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TraceWhat")]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum What {
     /// An attempt failed, and another one was to follow.
@@ -60,7 +63,7 @@ pub enum What {
 }
 
 /// A failed attempt.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FailedTry {
     /// Event type.
     #[serde(rename = "type")]
@@ -86,7 +89,7 @@ pub struct FailedTry {
 }
 
 /// A dead letter as it is now.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeadLetterState {
     /// Its id, for `onceflow dlq show`.
     pub dead_letter: Uuid,
@@ -111,7 +114,8 @@ pub struct DeadLetterState {
 }
 
 /// A change by hand, as the audit has it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TraceHand")]
 pub struct Hand {
     /// What, e.g. `dlq.replay`.
     pub action: String,
@@ -134,7 +138,8 @@ pub struct Hold {
 }
 
 /// What the inbox has of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TraceEnd")]
 pub struct End {
     /// Event type.
     #[serde(rename = "type")]
@@ -150,7 +155,7 @@ pub struct End {
 }
 
 /// A row of the outbox.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OutboxRow {
     /// Its id.
     pub row: Uuid,

@@ -94,6 +94,7 @@ impl Desk {
         let by = ("wang", "because");
         let job = match verb {
             "start" => job::start(&tx, id, by).await,
+            "approve" => job::approve(&tx, id, by).await,
             "pause" => job::pause(&tx, id, by).await,
             "resume" => job::resume(&tx, id, by).await,
             "cancel" => job::cancel(&tx, id, by).await,
@@ -113,6 +114,7 @@ impl Desk {
             queues: BTreeMap::from(queues),
             outbox_wakeup: Arc::new(Notify::new()),
             health: self.health.clone(),
+            loads: Arc::default(),
         };
         let stop = CancellationToken::new();
         Running { task: tokio::spawn(job::run_jobs(runner, stop.clone())), stop }
@@ -195,6 +197,7 @@ pub(super) fn everything() -> NewJob {
         expect_count: None,
         max: None,
         idempotency_key: None,
+        second_person_above: 0,
     }
 }
 

@@ -22,7 +22,7 @@ async fn stack() -> Stack {
     stack
 }
 
-async fn letters(
+pub(super) async fn letters(
     stack: &Stack,
     (consumer, reason): (&str, &str),
     count: i64,
@@ -33,7 +33,7 @@ async fn letters(
     stack.client.execute(INSERT, &params).await.unwrap();
 }
 
-async fn ask(stack: &Stack, actor: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+pub(super) async fn ask(stack: &Stack, actor: &str, path: &str, body: Option<Value>) -> (u16, Value) {
     let method = if body.is_some() { Method::POST } else { Method::GET };
     let url = format!("http://{}/api/v1/{path}", stack.app.as_ref().unwrap().admin);
     let mut request = reqwest::Client::new().request(method, url).header("onceflow-actor", actor);
@@ -44,7 +44,7 @@ async fn ask(stack: &Stack, actor: &str, path: &str, body: Option<Value>) -> (u1
     (response.status().as_u16(), response.json().await.unwrap())
 }
 
-async fn until_done(stack: &Stack, job: &str) -> Value {
+pub(super) async fn until_done(stack: &Stack, job: &str) -> Value {
     let path = format!("jobs/{job}");
     let path = &path;
     eventually(SOON, || async move {
@@ -136,14 +136,14 @@ async fn a_job_goes_on_after_kills_and_each_dead_letter_is_applied_once_and_in_o
     service.kill().await;
 }
 
-async fn onceflow(stack: &Stack, actor: &str, args: &[&str]) -> Output {
+pub(super) async fn onceflow(stack: &Stack, actor: &str, args: &[&str]) -> Output {
     let server = format!("http://{}", stack.app.as_ref().unwrap().admin);
     let mut command = Command::new(env!("CARGO_BIN_EXE_onceflow"));
     command.args(args).args(["--server", &server, "--actor", actor]).env_clear().current_dir(std::env::temp_dir());
     command.stdin(Stdio::null()).kill_on_drop(true).output().await.unwrap()
 }
 
-fn told(output: &Output) -> (i32, Value, String) {
+pub(super) fn told(output: &Output) -> (i32, Value, String) {
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
     let data = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
     (output.status.code().unwrap(), data, stderr)

@@ -1,0 +1,164 @@
+//! What this process knows of how busy its consumers are: what waits for them at the broker, and how long their deliveries take.
+//!
+//! Looking changes nothing (I-9): queues are only asked for their length, durations are counts that are read. What can't be known is
+//! absent: the broker may be away, and a consumer whose deliveries go to another replica takes no time here.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::broker::{Link, queue_depths};
+use crate::db::Pool;
+use crate::runtime::Names;
+use crate::runtime::layout::{self, Unavailable};
+use crate::telemetry::{self, Recent};
+
+/// How often durations are read.
+const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+/// How long what was seen at the broker is as good as new.
+const SEEN_FOR: Duration = Duration::from_secs(1);
+/// How long nobody looks again after a look that failed.
+const AWAY_FOR: Duration = Duration::from_secs(5);
+/// Longest look: a job must not stand still for it.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
+
+/// How busy a consumer is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Messages that wait in its queues, without those that are being worked on.
+    pub backlog: Option<u64>,
+    /// Within this time 95 of 100 of its last deliveries were settled here.
+    pub p95: Option<Duration>,
+}
+
+impl Load {
+    /// The worse of each.
+    fn or_worse(self, other: Self) -> Self {
+        Self { backlog: self.backlog.max(other.backlog), p95: self.p95.max(other.p95) }
+    }
+}
+
+/// Where to look.
+#[derive(Debug, Clone)]
+pub struct Outlook {
+    /// The database, which knows how many queues a consumer has.
+    pub pool: Pool,
+    /// The broker.
+    pub link: Arc<Link>,
+    /// Names of the queues.
+    pub names: Names,
+    /// The consumers of this build.
+    pub consumers: Vec<&'static str>,
+}
+
+/// The loads of all consumers, as last seen. Without an outlook nothing is known.
+#[derive(Debug, Default)]
+pub struct Loads {
+    outlook: Option<Outlook>,
+    seen: Mutex<Seen>,
+    /// One look at a time; who waits for it finds its result.
+    looking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    backlogs: BTreeMap<String, u64>,
+    /// Until when nobody need look again.
+    good_until: Option<Instant>,
+    durations: BTreeMap<&'static str, Recent>,
+}
+
+impl Loads {
+    /// Loads that are looked up there.
+    pub fn new(outlook: Outlook) -> Self {
+        Self { outlook: Some(outlook), ..Self::default() }
+    }
+
+    /// Reads durations until `stop`.
+    pub async fn follow(&self, stop: &CancellationToken) {
+        let Some(outlook) = &self.outlook else { return };
+        let (started, mut tick) = (Instant::now(), tokio::time::interval(OBSERVE_EVERY));
+        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            for consumer in &outlook.consumers {
+                if let Some(counts) = telemetry::durations_since_start(consumer) {
+                    self.lock().durations.entry(consumer).or_default().observe(started.elapsed(), counts);
+                }
+            }
+        }
+    }
+
+    /// Asks the broker how much waits, unless somebody has just done so. Never takes long; a failure means that it isn't known.
+    pub async fn look(&self) {
+        let Some(outlook) = &self.outlook else { return };
+        let _alone = self.looking.lock().await;
+        if self.lock().good_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        let found = match tokio::time::timeout(LOOK_WITHIN, backlogs(outlook)).await {
+            Ok(Ok(found)) => Some(found),
+            Ok(Err(error)) => {
+                debug!(%error, "how much waits at the broker is not known: {error}");
+                None
+            }
+            Err(_) => None,
+        };
+        let mut seen = self.lock();
+        seen.good_until = Some(Instant::now() + if found.is_some() { SEEN_FOR } else { AWAY_FOR });
+        seen.backlogs = found.unwrap_or_default();
+    }
+
+    /// The load of one consumer, as last seen.
+    pub fn of(&self, consumer: &str) -> Load {
+        let seen = self.lock();
+        Load { backlog: seen.backlogs.get(consumer).copied(), p95: seen.durations.get(consumer).and_then(Recent::p95) }
+    }
+
+    /// The worst of these consumers.
+    pub(super) fn busiest<'a>(&self, consumers: impl Iterator<Item = &'a str>) -> Load {
+        consumers.map(|consumer| self.of(consumer)).fold(Load::default(), Load::or_worse)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        // Every change of it is one assignment: a panic leaves nothing half done.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Messages that wait for each consumer: in its plain queue, where replays go too, and in its partitions.
+async fn backlogs(outlook: &Outlook) -> Result<BTreeMap<String, u64>, Unavailable> {
+    let tx = outlook.pool.begin().await?;
+    let layouts = layout::all(&tx).await;
+    tx.rollback().await;
+    let layouts = layouts?;
+    let (mut owners, mut queues) = (Vec::new(), Vec::new());
+    for consumer in &outlook.consumers {
+        let partitions = layouts.get(*consumer).map_or(0..0, |layout| layout.partition_numbers());
+        let partitions = partitions.map(|number| outlook.names.partition(consumer, number));
+        for queue in std::iter::once(outlook.names.queue(consumer)).chain(partitions) {
+            owners.push(*consumer);
+            queues.push(queue);
+        }
+    }
+    let mut backlogs = BTreeMap::new();
+    for (owner, depth) in owners.into_iter().zip(queue_depths(&outlook.link, &queues).await?) {
+        *backlogs.entry(owner.to_owned()).or_default() += u64::from(depth);
+    }
+    Ok(backlogs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_consumers_the_worst_counts_and_what_is_unknown_does_not() {
+        let loads = Loads::default();
+        assert_eq!(loads.busiest(["a", "b"].into_iter()), Load::default());
+        loads.lock().backlogs = BTreeMap::from([("a".to_owned(), 7), ("b".to_owned(), 3)]);
+        assert_eq!(loads.busiest(["a", "b", "c"].into_iter()), Load { backlog: Some(7), p95: None });
+    }
+}
