@@ -13,6 +13,7 @@ mod fairness;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod groups;
+mod invariants;
 mod kill_switch;
 mod kills;
 mod memory;
