@@ -25,6 +25,7 @@ mod publishing;
 mod relay;
 mod replay;
 mod retention;
+mod rights;
 mod roles;
 mod servers;
 mod sms;
