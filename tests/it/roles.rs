@@ -4,7 +4,6 @@ use std::process::{Output, Stdio};
 use std::sync::Arc;
 
 use onceflow::broker::{Link, Publisher, Purpose, Topology};
-use onceflow::db::Roles;
 use onceflow::domains;
 use onceflow::health::Health;
 use onceflow::outbox::{Handover, Relay, RelaySettings, Unroutable};
@@ -288,25 +287,35 @@ async fn every_table_has_its_grants_also_one_that_a_later_migration_makes() {
 }
 
 #[tokio::test]
-async fn whoever_may_not_set_up_roles_is_told_so_with_exit_8() {
+async fn whoever_may_not_make_roles_is_told_so_with_exit_8_and_nothing_is_changed() {
     let database = Database::new().await;
-    let nobody = login(&database, None).await;
-    // The schema is there already: reading how far it is takes a right that this login does not have either.
-    let client = database.client().await;
-    let sql = format!(
-        "GRANT USAGE ON SCHEMA onceflow TO {0}_no_in; GRANT SELECT ON onceflow.refinery_schema_history TO {0}_no_in",
-        database.role_prefix()
-    );
-    client.batch_execute(&sql).await.unwrap();
-    let roles = Roles::new(database.role_prefix()).unwrap();
-    let refused = roles.apply(&pool(&nobody)).await.unwrap_err();
-    assert_eq!(refused.sqlstate(), Some("42501"), "{refused}");
-    let known: i64 = client
-        .query_one("SELECT count(*) FROM pg_roles WHERE rolname = $1 || '_app'", &[&database.role_prefix()])
-        .await
-        .unwrap()
-        .get(0);
-    assert_eq!(known, 0, "nothing was changed");
+    set_up(&database).await;
+    let (owner, other) = (login(&database, Some("owner")).await, format!("{}_x", database.role_prefix()));
+    let args = ["migrate", "--roles", "--role-prefix", &other];
+    let output = onceflow(&owner, &args).await;
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(8), "{told}");
+    assert!(told.contains("CREATEROLE") && told.contains("--dry-run"), "{told}");
+    assert_eq!(roles_of(&database, &other).await, 0);
+}
+
+/// Roles are made in the transaction of their grants.
+#[tokio::test]
+async fn a_table_that_somebody_holds_is_exit_9_and_nothing_is_changed() {
+    let database = Database::new().await;
+    let mut other = database.client().await;
+    let held = other.transaction().await.unwrap();
+    held.batch_execute("SELECT FROM onceflow.payment_order").await.unwrap();
+    let output = onceflow(database.url(), &["migrate", "--roles", "--role-prefix", database.role_prefix()]).await;
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(9), "{told}");
+    held.rollback().await.unwrap();
+    assert_eq!(roles_of(&database, database.role_prefix()).await, 0);
+}
+
+async fn roles_of(database: &Database, prefix: &str) -> i64 {
+    let sql = "SELECT count(*) FROM pg_roles WHERE rolname IN ($1 || '_owner', $1 || '_app', $1 || '_relay', $1 || '_readonly')";
+    database.client().await.query_one(sql, &[&prefix]).await.unwrap().get(0)
 }
 
 /// A login that owns its database and may make roles, as managed databases have it.
