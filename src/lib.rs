@@ -16,6 +16,7 @@ pub mod domains;
 pub mod event;
 mod failpoint;
 pub mod health;
+pub mod invariants;
 pub mod message;
 pub mod outbox;
 mod pacing;

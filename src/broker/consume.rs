@@ -77,7 +77,7 @@ impl Subscription {
         stop: &CancellationToken,
     ) -> Result<Option<Self>, BrokerError> {
         let Some(channel) = link.channel(stop).await else { return Ok(None) };
-        topology.declare(&channel).await?;
+        topology.declare(&channel, link.declares()).await?;
         let size = intake.first();
         let acks = Acks::new(channel.clone(), size);
         intake.opened(size);

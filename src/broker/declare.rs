@@ -1,4 +1,7 @@
 //! Exchanges, queues and bindings: declared again on every new channel, so that what an operator deleted comes back.
+//!
+//! Where our user may not declare (`topology.declare = false`), exchanges and queues are only looked for. A binding can't be looked at
+//! over AMQP: whoever declares the queues makes it, with `onceflow check`.
 
 use std::time::Duration;
 
@@ -9,6 +12,12 @@ use lapin::{Channel, ExchangeKind};
 use super::consume::close;
 use super::error::{BrokerError, bounded};
 use super::link::{ANSWER_WITHIN, Link};
+
+/// What we do where we may not declare; part of the error where something is missing.
+const LOOK_FOR_AN_EXCHANGE: &str =
+    "look for an exchange (topology.declare = false: `onceflow check` as the deploy user makes it)";
+const LOOK_FOR_A_QUEUE: &str =
+    "look for a queue (topology.declare = false: `onceflow check` as the deploy user makes it)";
 
 /// What a part of the program needs on the broker.
 #[derive(Debug, Clone, Default)]
@@ -94,16 +103,19 @@ impl Topology {
     /// The broker is away, or the first refusal.
     pub async fn declare_now(&self, link: &Link) -> Result<(), BrokerError> {
         let channel = link.channel_now().await?;
-        self.declare(&channel).await?;
+        self.declare(&channel, link.declares()).await?;
         close(&channel).await;
         Ok(())
     }
 
-    /// Declares everything on `channel`. Safe to repeat.
+    /// Declares everything on `channel`, or looks whether it is there. Safe to repeat.
     ///
     /// # Errors
     /// The first refusal; the channel is closed by then.
-    pub(super) async fn declare(&self, channel: &Channel) -> Result<(), BrokerError> {
+    pub(super) async fn declare(&self, channel: &Channel, declares: bool) -> Result<(), BrokerError> {
+        if !declares {
+            return self.look_for(channel).await;
+        }
         for exchange in &self.exchanges {
             exchange.declare(channel).await?;
         }
@@ -119,11 +131,38 @@ impl Topology {
         Ok(())
     }
 
+    async fn look_for(&self, channel: &Channel) -> Result<(), BrokerError> {
+        for exchange in &self.exchanges {
+            exchange.look_for(channel).await?;
+        }
+        for queue in &self.queues {
+            queue.look_for(channel).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks for everything and collects what is missing.
+    async fn look_for_all(&self, link: &Link) -> Result<Vec<String>, BrokerError> {
+        let mut missing = Vec::new();
+        for exchange in &self.exchanges {
+            let refused = exchange.look_for(&link.channel_now().await?).await.err();
+            missing.extend(refused.map(|e| explain("exchange", &exchange.name, &e)));
+        }
+        for queue in &self.queues {
+            let refused = queue.look_for(&link.channel_now().await?).await.err();
+            missing.extend(refused.map(|e| explain("queue", &queue.name, &e)));
+        }
+        Ok(missing)
+    }
+
     /// Declares everything and collects every refusal, each explained, instead of stopping at the first.
     ///
     /// # Errors
     /// The broker is away.
     pub async fn declare_all(&self, link: &Link) -> Result<Vec<String>, BrokerError> {
+        if !link.declares() {
+            return self.look_for_all(link).await;
+        }
         let mut refusals = Vec::new();
         for exchange in &self.exchanges {
             let refused = exchange.declare(&link.channel_now().await?).await.err();
@@ -154,7 +193,10 @@ pub(super) fn explain(what: &str, name: &str, error: &BrokerError) -> String {
         );
     }
     if error.is_refused() {
-        return format!("{what} {name:?}: our user may not declare it: {error}. Grant configure permission on it");
+        return format!(
+            "{what} {name:?}: our user may not declare it: {error}. Grant configure permission on it, or set topology.declare = \
+             false and let a deploy user run `onceflow check` (`onceflow topology permissions`)"
+        );
     }
     format!("{what} {name:?}: {error}")
 }
@@ -168,6 +210,14 @@ impl ExchangeSpec {
     /// An exchange that sends messages with the same value of a header to the same queue.
     pub fn hash(name: impl Into<String>, header: &'static str) -> Self {
         Self { name: name.into(), hash_header: Some(header) }
+    }
+
+    /// The type and the arguments are not compared.
+    async fn look_for(&self, channel: &Channel) -> Result<(), BrokerError> {
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        let name = self.name.as_str().into();
+        let work = channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default());
+        bounded(LOOK_FOR_AN_EXCHANGE, ANSWER_WITHIN, work).await
     }
 
     async fn declare(&self, channel: &Channel) -> Result<(), BrokerError> {
@@ -196,6 +246,12 @@ fn text(value: &str) -> AMQPValue {
 }
 
 impl QueueSpec {
+    async fn look_for(&self, channel: &Channel) -> Result<(), BrokerError> {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let work = channel.queue_declare(self.name.as_str().into(), options, FieldTable::default());
+        bounded(LOOK_FOR_A_QUEUE, ANSWER_WITHIN, work).await.map(|_| ())
+    }
+
     async fn declare(&self, channel: &Channel) -> Result<(), BrokerError> {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let work = channel.queue_declare(self.name.as_str().into(), options, self.arguments());

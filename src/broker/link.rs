@@ -71,6 +71,11 @@ impl Link {
         Self::new(self.settings.clone(), self.purpose, Arc::new(Health::default()))
     }
 
+    /// Whether what is missing is declared, or only looked for.
+    pub fn declares(&self) -> bool {
+        self.settings.declare
+    }
+
     /// Waits until the broker can be reached. False when `stop` came first.
     pub async fn ready(&self, stop: &CancellationToken) -> bool {
         self.channel(stop).await.is_some()

@@ -113,7 +113,7 @@ impl Publisher {
 
     async fn open(&self, stop: &CancellationToken) -> Result<Channel, BrokerError> {
         let channel = self.link.channel(stop).await.ok_or(BrokerError::ended("open a channel"))?;
-        self.topology.declare(&channel).await?;
+        self.topology.declare(&channel, self.link.declares()).await?;
         confirm_mode(&channel).await?;
         Ok(channel)
     }

@@ -17,6 +17,9 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// Shown in the broker's list of connections.
     pub name: String,
+    /// Whether what is missing is declared. Without, exchanges and queues are only looked for, which takes no permission, and
+    /// bindings are taken to be there.
+    pub declare: bool,
 }
 
 /// A URL that can't be used.
@@ -45,6 +48,11 @@ impl Settings {
             Ok(uri) => format!("{}:{} vhost {}", uri.authority.host, uri.authority.port, uri.vhost),
             Err(_) => "an unusable URL".to_owned(),
         }
+    }
+
+    /// The virtual host.
+    pub fn vhost(&self) -> String {
+        self.uri().map_or_else(|_| "/".to_owned(), |uri| uri.vhost)
     }
 
     pub(super) fn uri(&self) -> Result<AMQPUri, SettingsError> {

@@ -1,5 +1,7 @@
 //! `onceflow check`: configuration, reachability, schema, and what the broker holds that differs.
 
+mod invariants;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +25,21 @@ Examples:
 
 Exchanges, queues and bindings that are missing are declared by the check, as `onceflow run` would do. On a new
 installation it decides how many partitions each consumer has; later only `onceflow topology apply` changes that.
+`onceflow check invariants` asks the tables instead, and changes nothing.
 Exit codes: 6 configuration, 7 broker or database unreachable, 1 anything else that is not ok.";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Whether what must always hold in the tables does; changes nothing.
+    #[command(after_help = invariants::EXAMPLES)]
+    Invariants(invariants::Args),
+}
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -50,7 +66,14 @@ impl Finding {
     }
 }
 
-pub(super) async fn run(context: &Context) -> Ending {
+pub(super) async fn run(context: &Context, args: &Args) -> Ending {
+    match &args.command {
+        Some(Command::Invariants(args)) => invariants::run(context, args).await,
+        None => installation(context).await,
+    }
+}
+
+async fn installation(context: &Context) -> Ending {
     let config = context.load_config()?;
     let place = config.file.as_ref().map_or_else(|| "environment and defaults".to_owned(), |f| f.display().to_string());
     let mut items = vec![Finding::ok("configuration", place)];

@@ -51,7 +51,7 @@ enum Command {
     Migrate(migrate::Args),
     /// Configuration, reachability, schema and what differs on the broker.
     #[command(after_help = check::EXAMPLES)]
-    Check,
+    Check(check::Args),
     /// What runs, what waits and for what.
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
@@ -111,7 +111,7 @@ async fn carry_out(context: &Context, command: Command) -> Ending {
         Command::Run => run::run(context).await,
         Command::Dev(args) => dev::run(context, &args).await,
         Command::Migrate(args) => migrate::run(context, &args).await,
-        Command::Check => check::run(context).await,
+        Command::Check(args) => check::run(context, &args).await,
         Command::Status(args) => status::run(context, &args).await,
         Command::Events(command) => events::run(context, command).await,
         Command::Dlq(command) => dlq::run(context, command).await,

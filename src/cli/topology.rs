@@ -1,5 +1,7 @@
 //! `onceflow topology …`: works on broker and database directly; a running service is needed only where messages wait.
 
+mod permissions;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +43,9 @@ pub(super) enum Command {
     /// Move to what the configuration wants.
     #[command(after_help = APPLY_EXAMPLES)]
     Apply(ApplyArgs),
+    /// The broker's users with the least that each needs, as commands.
+    #[command(after_help = permissions::EXAMPLES)]
+    Permissions(permissions::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -78,6 +83,9 @@ struct AppliedTo {
 }
 
 pub(super) async fn run(context: &Context, command: &Command) -> Ending {
+    if let Command::Permissions(args) = command {
+        return permissions::run(context, args);
+    }
     let config = context.load_config()?;
     let pool = config.database.pool(Role::Admin);
     let pool = pool.map_err(|e| Failure::new(Exit::Configuration, "database.url can't be used").because(e))?;
@@ -104,6 +112,8 @@ impl Ground<'_> {
         match command {
             Command::Plan(args) => self.plan(context, args).await,
             Command::Apply(args) => self.apply(context, args).await,
+            // Needs neither broker nor database.
+            Command::Permissions(args) => permissions::run(context, args),
         }
     }
 

@@ -1,4 +1,4 @@
-//! `[broker]`: `url`, `url_file`, `allow_plaintext`, `heartbeat`.
+//! `[broker]`: `url`, `url_file`, `allow_plaintext`, `heartbeat`; of `[topology]`: `declare`.
 
 use super::reader::Reader;
 use crate::broker::Settings;
@@ -9,6 +9,7 @@ pub(super) fn read(reader: &mut Reader) -> Settings {
         allow_plaintext: reader.get("broker.allow_plaintext", false),
         heartbeat: reader.duration("broker.heartbeat", "10s"),
         name: "onceflow".to_owned(),
+        declare: reader.get("topology.declare", true),
     };
     let given = !secrecy::ExposeSecret::expose_secret(&settings.url).is_empty();
     if let Some(error) = settings.check().err().filter(|_| given) {

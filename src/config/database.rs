@@ -64,6 +64,11 @@ impl DatabaseSettings {
         }
     }
 
+    /// The server ends a statement after this.
+    pub fn statement_timeout(&self) -> Duration {
+        self.statement_timeout
+    }
+
     /// Connections that all consumers share.
     pub(super) fn max_connections(&self) -> usize {
         self.max_connections

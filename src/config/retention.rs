@@ -6,24 +6,27 @@ use super::reader::Reader;
 use crate::retention::Policy;
 
 const DAY: Duration = Duration::from_secs(86_400);
+/// The function that removes audit rows spares younger ones (migration 0015).
+const LEAST_AUDIT: u32 = 30;
 
 pub(super) fn read(reader: &mut Reader) -> Policy {
     Policy {
-        inbox: kept(reader, "retention.inbox", 90),
-        dead_letters: kept(reader, "retention.dead_letters", 180),
-        attempts: kept(reader, "retention.attempts", 90),
-        jobs: kept(reader, "retention.jobs", 180),
-        audit: kept(reader, "retention.audit", 400),
+        inbox: kept(reader, "retention.inbox", (90, 1)),
+        dead_letters: kept(reader, "retention.dead_letters", (180, 1)),
+        attempts: kept(reader, "retention.attempts", (90, 1)),
+        jobs: kept(reader, "retention.jobs", (180, 1)),
+        audit: kept(reader, "retention.audit", (400, LEAST_AUDIT)),
     }
 }
 
-/// Whole days: whoever keeps less than one is about to apply events twice.
-fn kept(reader: &mut Reader, key: &str, default: u32) -> Option<Duration> {
+/// Whole days, so many by default and at least: whoever keeps an inbox row for less than one is about to apply events twice.
+fn kept(reader: &mut Reader, key: &str, (default, least): (u32, u32)) -> Option<Duration> {
     let text: String = reader.get(key, format!("{default}d"));
-    match parse(&text) {
+    match parse(&text).filter(|kept| kept.is_none_or(|kept| kept >= DAY * least)) {
         Some(kept) => kept,
         None => {
-            reader.problem(key, format!("{text:?}: give whole days such as \"90d\", at least \"1d\", or \"never\""));
+            let what = format!("{text:?}: give whole days such as \"{default}d\", at least \"{least}d\", or \"never\"");
+            reader.problem(key, what);
             None
         }
     }

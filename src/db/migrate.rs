@@ -13,7 +13,16 @@ const LOCK: i64 = 0x6f6e_6365;
 const LOCK_HISTORY: &str = "SELECT pg_advisory_lock($1)";
 const UNLOCK_HISTORY: &str = "SELECT pg_advisory_unlock($1)";
 const MAY_WRITE: &str = "SET default_transaction_read_only = off";
-const PREPARE: &str = "CREATE SCHEMA IF NOT EXISTS onceflow";
+const SCHEMA_EXISTS: &str = "SELECT to_regnamespace('onceflow') IS NOT NULL";
+const CREATE_SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS onceflow";
+/// Where the schema and its history belong to one role that we are a member of, what we make is to belong to it too: its default
+/// privileges give the other roles their rights.
+const BECOME_OWNER: &str = "
+    SELECT set_config('role', o.rolname, false)
+    FROM pg_namespace n JOIN pg_roles o ON o.oid = n.nspowner
+    WHERE n.nspname = 'onceflow' AND o.rolname <> current_user AND pg_has_role(o.oid, 'USAGE')
+      AND o.oid = (SELECT relowner FROM pg_class WHERE oid = to_regclass('onceflow.refinery_schema_history'))";
+const BE_OURSELVES: &str = "RESET ROLE";
 const APPLIED: &str = "SELECT max(version) FROM onceflow.refinery_schema_history";
 const HISTORY_EXISTS: &str = "SELECT to_regclass('onceflow.refinery_schema_history') IS NOT NULL";
 
@@ -55,8 +64,13 @@ pub async fn migrate(pool: &Pool) -> Result<Vec<String>, MigrateError> {
     connection.execute("SET lock_timeout = 0", &[]).await.map_err(step("prepare"))?;
     connection.execute("SET statement_timeout = 0", &[]).await.map_err(step("prepare"))?;
     connection.execute(LOCK_HISTORY, &[&LOCK]).await.map_err(step("lock"))?;
-    connection.batch_execute(PREPARE).await.map_err(step("create schema"))?;
+    // Asking IF NOT EXISTS takes the right to create schemas, which the owner of this one need not have.
+    if !connection.query_one(SCHEMA_EXISTS, &[]).await.map_err(step("look for the schema"))?.get::<_, bool>(0) {
+        connection.batch_execute(CREATE_SCHEMA).await.map_err(step("create schema"))?;
+    }
+    connection.execute(BECOME_OWNER, &[]).await.map_err(step("become the owner"))?;
     let result = runner()?.run_async(&mut **connection.as_mut()).await;
+    connection.batch_execute(BE_OURSELVES).await.map_err(step("reset the role"))?;
     connection.execute(UNLOCK_HISTORY, &[&LOCK]).await.map_err(step("unlock"))?;
     Ok(result?.applied_migrations().iter().map(|m| format!("{:04}_{}", m.version(), m.name())).collect())
 }

@@ -4,10 +4,12 @@ mod error;
 mod listen;
 mod migrate;
 mod pool;
+mod roles;
 mod tx;
 
 pub use error::{Class, DbError};
 pub use listen::Listener;
 pub use migrate::{MigrateError, SchemaState, migrate, schema_state};
 pub use pool::{Pool, PoolUsage, Settings, SettingsError};
+pub use roles::{Changes, Grant, Roles};
 pub use tx::{Commit, Tx};

@@ -330,6 +330,7 @@ mod tests {
             allow_plaintext: false,
             heartbeat: Duration::from_secs(10),
             name: "test".to_owned(),
+            declare: true,
         };
         let database = db::Settings {
             url: "postgres://nobody@127.0.0.1:1/none".into(),

@@ -47,13 +47,8 @@ const PRUNE_JOBS: &str = "
     )
     DELETE FROM onceflow.bulk_job_item i USING old o WHERE i.job_id = o.job_id AND i.nth = o.nth";
 
-const PRUNE_AUDIT: &str = "
-    WITH old AS MATERIALIZED (
-        SELECT id FROM onceflow.audit
-        WHERE at < clock_timestamp() - $1 * interval '1 second'
-        ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
-    )
-    DELETE FROM onceflow.audit a USING old o WHERE a.id = o.id";
+/// Whoever runs the service may not remove rows of the audit but through this function, which spares the last 30 days.
+const PRUNE_AUDIT: &str = "SELECT onceflow.prune_audit($1, $2)";
 
 const OLDEST_INBOX: &str =
     "SELECT extract(epoch FROM clock_timestamp() - min(processed_at))::float8 FROM onceflow.inbox";
@@ -72,7 +67,10 @@ pub(super) async fn prune(tx: &Tx, table: Table, keep: Duration, most: i64) -> R
         Table::DeadLetters => PRUNE_DEAD_LETTERS,
         Table::Attempts => PRUNE_ATTEMPTS,
         Table::Jobs => PRUNE_JOBS,
-        Table::Audit => PRUNE_AUDIT,
+        Table::Audit => {
+            let removed: i64 = tx.query_one(PRUNE_AUDIT, &[&keep.as_secs_f64(), &most]).await?.get(0);
+            return Ok(removed.unsigned_abs());
+        }
     };
     tx.execute(statement, &[&keep.as_secs_f64(), &most]).await
 }

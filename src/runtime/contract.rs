@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::invariant::Invariant;
 use crate::db::{DbError, Tx};
 use crate::event::{Downstream, Envelope, Rejection};
 
@@ -97,6 +98,8 @@ pub trait Consumer: Send + Sync + 'static {
     const READS: &'static [EventType];
     /// Every event type it publishes.
     const PUBLISHES: &'static [EventType];
+    /// What must hold in its tables, for `onceflow check invariants`.
+    const INVARIANTS: &'static [Invariant] = &[];
 
     /// Turns the wire form into a valid event. Called before any transaction.
     ///

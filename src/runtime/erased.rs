@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::contract::{Consumer, EventType, HandleError, Outcome, Received};
+use super::invariant::Invariant;
 use crate::db::Tx;
 use crate::event::{Envelope, Rejection};
 
@@ -23,6 +24,8 @@ pub trait AnyConsumer: Send + Sync {
     fn reads(&self) -> &'static [EventType];
     /// [`Consumer::PUBLISHES`].
     fn publishes(&self) -> &'static [EventType];
+    /// [`Consumer::INVARIANTS`].
+    fn invariants(&self) -> &'static [Invariant];
     /// [`Consumer::decode`] of a known type; an unknown one is rejected.
     ///
     /// # Errors
@@ -58,6 +61,10 @@ impl<C: Consumer> AnyConsumer for Erased<C> {
 
     fn publishes(&self) -> &'static [EventType] {
         C::PUBLISHES
+    }
+
+    fn invariants(&self) -> &'static [Invariant] {
+        C::INVARIANTS
     }
 
     fn decode(&self, envelope: &Envelope) -> Result<Decoded, Rejection> {

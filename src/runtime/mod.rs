@@ -16,6 +16,7 @@ mod drain;
 mod erased;
 mod headers;
 mod inbox;
+mod invariant;
 mod job;
 mod kill_switch;
 mod lane;
@@ -37,6 +38,7 @@ pub use contract::{Consumer, EventType, HandleError, Outcome, Received, Skip, To
 pub use delivery::{ABORT_MARGIN, Shared, run_consumer};
 pub use drain::run_drain;
 pub use erased::{AnyConsumer, Decoded, erase};
+pub use invariant::{Invariant, Reach, Weight};
 pub use layout::{Layout, Place, Unavailable};
 pub use names::{Names, consumer_topology, egress_topology, entrance, fixed_topology, hash_exchange_topology};
 pub use order::OrderPolicy;

@@ -64,6 +64,11 @@ impl<'a> Apply<'a> {
     /// # Errors
     /// It did not come to its end; it may be repeated.
     pub async fn run(&self) -> Result<Vec<Move>, ApplyError> {
+        if !self.subject.link.declares() {
+            // What is to be bound would only be looked for, and then the old side unbound.
+            let why = "topology.declare = false: run it as the deploy user with ONCEFLOW_TOPOLOGY__DECLARE=true";
+            return Err(ApplyError::Conflict(why.to_owned()));
+        }
         let Some(moves) = self.taken().await? else { return Ok(Vec::new()) };
         let done = self.carry_out(&moves).await;
         // What failed is told, not that cleaning up failed too: the right to move ends by itself.

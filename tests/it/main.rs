@@ -13,6 +13,7 @@ mod fairness;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod groups;
+mod invariants;
 mod kill_switch;
 mod kills;
 mod memory;
@@ -26,6 +27,8 @@ mod publishing;
 mod relay;
 mod replay;
 mod retention;
+mod rights;
+mod roles;
 mod servers;
 mod sms;
 mod tidy;

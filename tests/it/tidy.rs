@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Layers from the top; a module may import from its own layer's list only what is named, and from any layer below.
-const LAYERS: [(&str, u8); 23] = [
+const LAYERS: [(&str, u8); 24] = [
     ("main", 5),
     ("cli", 5),
     ("dev", 4),
@@ -15,6 +15,7 @@ const LAYERS: [(&str, u8); 23] = [
     ("topology", 2),
     ("replay", 2),
     ("retention", 2),
+    ("invariants", 2),
     ("runtime", 2),
     ("outbox", 2),
     ("broker", 1),
@@ -31,7 +32,7 @@ const LAYERS: [(&str, u8); 23] = [
 ];
 
 /// Arrows within one layer that are part of the plan.
-const SIDEWAYS: [(&str, &str); 13] = [
+const SIDEWAYS: [(&str, &str); 15] = [
     ("cli", "main"),
     ("dev", "app"),
     ("dev", "config"),
@@ -47,6 +48,9 @@ const SIDEWAYS: [(&str, &str); 13] = [
     // Moving a consumer to other queues: its layout belongs to the runtime, its pause to the operators.
     ("topology", "runtime"),
     ("topology", "replay"),
+    // The runtime says what an invariant is, retention what may be missing for its age.
+    ("invariants", "runtime"),
+    ("invariants", "retention"),
 ];
 
 struct Source {

@@ -13,6 +13,7 @@ mod consumer;
 mod department;
 mod downstream;
 mod event;
+mod invariants_store;
 mod membership;
 mod model;
 mod user;

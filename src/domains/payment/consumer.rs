@@ -9,6 +9,7 @@ use super::catalog::{
     PAYMENT_REVIEW_REQUIRED,
 };
 use super::event::Event;
+use super::invariants_store::INVARIANTS;
 use super::plan::Plan;
 use super::proto::order::{OrderCancelRequested, OrderPlaced};
 use super::proto::payment::PaymentCallbackReceived;
@@ -16,7 +17,7 @@ use super::store;
 use super::stored::Stored;
 use crate::db::Tx;
 use crate::event::{Envelope, Rejection};
-use crate::runtime::{Consumer, EventType, HandleError, Outcome, Received};
+use crate::runtime::{Consumer, EventType, HandleError, Invariant, Outcome, Received};
 
 /// Orders and what payment providers say of them.
 pub(crate) struct Payment;
@@ -29,6 +30,7 @@ impl Consumer for Payment {
     const BINDINGS: &'static [&'static str] = &["payment.#", "order.#"];
     const READS: &'static [EventType] = &[ORDER_PLACED, ORDER_CANCEL_REQUESTED, PAYMENT_CALLBACK_RECEIVED];
     const PUBLISHES: &'static [EventType] = &[ORDER_PAID, ORDER_CLOSED, PAYMENT_RECORDED, PAYMENT_REVIEW_REQUIRED];
+    const INVARIANTS: &'static [Invariant] = INVARIANTS;
 
     fn decode(&self, envelope: &Envelope) -> Result<Event, Rejection> {
         let name = envelope.event_type.as_str();

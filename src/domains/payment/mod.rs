@@ -14,6 +14,7 @@ mod downstream;
 mod effect;
 mod event;
 mod id;
+mod invariants_store;
 mod model;
 mod money;
 mod order;

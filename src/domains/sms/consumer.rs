@@ -7,12 +7,13 @@ use jiff::{SignedDuration, Timestamp};
 use prost::Message as _;
 
 use super::event::SmsRequest;
+use super::invariants_store::INVARIANTS;
 use super::model::{Accepted, Refusal, judge};
 use super::store::{self, AcceptedColumns, Key, RequestRow};
 use super::{fingerprint, proto};
 use crate::db::Tx;
 use crate::event::{Downstream, Envelope, Rejection};
-use crate::runtime::{Consumer, EventType, HandleError, Outcome, Received, Skip};
+use crate::runtime::{Consumer, EventType, HandleError, Invariant, Outcome, Received, Skip};
 
 /// The net below the request id: the same text for the same number so soon again is a producer that forgot its id. Two
 /// replicas that read them in the same instant may let both through.
@@ -42,6 +43,7 @@ impl Consumer for Sms {
         published("sms.accepted.v1", "A request is valid and stored", "onceflow.sms.v1.SmsAccepted"),
         published("sms.rejected.v1", "A request breaks a rule and is not sent", "onceflow.sms.v1.SmsRejected"),
     ];
+    const INVARIANTS: &'static [Invariant] = INVARIANTS;
 
     fn decode(&self, envelope: &Envelope) -> Result<SmsRequest, Rejection> {
         SmsRequest::read(envelope)

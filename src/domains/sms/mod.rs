@@ -9,6 +9,7 @@
 mod consumer;
 mod event;
 mod fingerprint;
+mod invariants_store;
 mod model;
 mod phone;
 mod store;

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::names::{Names, consumer_topology, hash_exchange_topology};
+use super::names::{Names, consumer_topology, fixed_topology, hash_exchange_topology};
 use super::settings::{ConsumerSettings, Settings};
 use crate::broker::{BrokerError, Link, Topology, queue_states};
 use crate::db::{DbError, Pool, Tx};
@@ -124,7 +124,12 @@ async fn decided(pool: &Pool, link: &Link, place: Place<'_>) -> Result<(), Unava
     if stored(pool, consumer).await?.is_some() {
         return Ok(());
     }
-    let partitions = if is_new(link, &place.settings.names, consumer).await? { place.own.partitions } else { 1 };
+    let is_new = is_new(link, &place.settings.names, consumer).await?;
+    if is_new && !link.declares() {
+        // Whoever makes the queues decides how many; until then this says what is missing.
+        fixed_topology(place.settings, consumer).declare_now(link).await?;
+    }
+    let partitions = if is_new { place.own.partitions } else { 1 };
     if partitions > 1 {
         // A broker that can't have partitions must not get a row that says it has.
         declare(link, partitions, hash_exchange_topology(place)).await?;

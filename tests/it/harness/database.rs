@@ -37,6 +37,11 @@ impl Database {
         database
     }
 
+    /// A name for the roles of this database, which all databases of the server share.
+    pub(crate) fn role_prefix(&self) -> &str {
+        &self.name
+    }
+
     async fn named(name: String) -> Self {
         let url = in_database(&servers().await.database_url, &name);
         Self { name, url }
@@ -83,6 +88,11 @@ pub(super) async fn remove_old(addresses: &Addresses) {
         admin.query("SELECT datname FROM pg_database WHERE starts_with(datname, $1)", &[&PREFIX]).await.unwrap();
     for row in found {
         drop_database(&addresses.database_url, row.get(0)).await;
+    }
+    let roles =
+        admin.query("SELECT rolname::text FROM pg_roles WHERE starts_with(rolname, $1)", &[&PREFIX]).await.unwrap();
+    for row in roles {
+        admin.batch_execute(&format!("DROP ROLE {}", row.get::<_, &str>(0))).await.unwrap();
     }
 }
 

@@ -6,6 +6,21 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
+/// A port that nobody listens on now.
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until the service on this admin port says that it is ready; what it waits for is told where it never is.
+pub(crate) async fn until_ready(port: u16) {
+    let url = format!("http://127.0.0.1:{port}/readyz");
+    let ask = || async {
+        let answer = reqwest::get(&url).await.ok()?;
+        answer.status().is_success().then_some(())
+    };
+    super::eventually(super::SOON, ask).await;
+}
+
 /// A service process; killed with this value.
 pub(crate) struct Service(Child);
 

@@ -34,6 +34,11 @@ impl Vhost {
         &self.name
     }
 
+    /// `http://…` of the management API, with credentials.
+    pub(crate) fn management_url(&self) -> &str {
+        &self.management_url
+    }
+
     /// `amqp://…` of this virtual host.
     pub(crate) fn url(&self) -> &str {
         &self.url
