@@ -29,6 +29,7 @@ mod replay;
 mod retention;
 mod rights;
 mod roles;
+mod security;
 mod servers;
 mod sms;
 mod tidy;

@@ -84,6 +84,7 @@ impl Broker {
             url: self.url(user).into(),
             allow_plaintext: false,
             heartbeat: Duration::from_secs(10),
+            tls: onceflow::tls::Tls::default(),
             name: "test".to_owned(),
             declare: true,
         }

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
+use axum::{Extension, Json};
 use schemars::generate::{Contract, SchemaSettings};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use super::super::guard::Caller;
 use super::super::problem::Problem;
 use super::super::state::AdminState;
 use super::super::wire::ACTOR_HEADER;
@@ -120,6 +121,8 @@ where
 }
 
 impl Part for State<Arc<AdminState>> {}
+
+impl Part for Extension<Caller> {}
 
 /// Who asks for the headers wants to know who acts.
 impl Part for HeaderMap {

@@ -126,7 +126,7 @@ pub struct Hand {
 }
 
 /// An event's place in the line of its key.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Hold {
     /// Event type.
     #[serde(rename = "type")]
