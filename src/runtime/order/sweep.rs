@@ -20,15 +20,12 @@ pub(in crate::runtime) async fn sweep(
     pool: Pool,
     stop: CancellationToken,
 ) {
-    loop {
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
         match stop.run_until_cancelled(once(consumer, policy, &pool)).await {
             None => return,
             Some(Ok(0)) => {}
             Some(Ok(keys)) => info!(consumer, keys, "{keys} blocked keys of {consumer} go on"),
             Some(Err(error)) => debug!(consumer, %error, "blocked keys were not looked at: {error}"),
-        }
-        if stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
-            return;
         }
     }
 }
@@ -36,7 +33,7 @@ pub(in crate::runtime) async fn sweep(
 async fn once(consumer: &str, policy: OrderPolicy, pool: &Pool) -> Result<usize, DbError> {
     let mut all = 0;
     loop {
-        let tx = pool.begin().await?;
+        let tx = pool.begin_with_first_statement().await?;
         let keys = match policy {
             OrderPolicy::Strict => store::lock_orphans(&tx, consumer, KEYS).await?,
             OrderPolicy::Versioned => store::lock_some(&tx, consumer, KEYS).await?,
