@@ -39,6 +39,7 @@ find_missing() {
     need postgresql "the database; only its programs are used, by a private cluster"
   have gcc || need gcc "compiles the cryptography library and links the binary"
   have_file '/usr/include/stdlib.h' || have_file '/usr/include/*/stdlib.h' || need libc6-dev "C headers for the cryptography library"
+  have openssl || need openssl "makes the certificates of the TLS tests"
   have make || need make "runs the Makefile"
   [ -s /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates "lets cargo check the registry's certificate"
   if [ "$want_promtool" = yes ] && ! have promtool; then need prometheus "holds promtool, which checks the metrics"; fi

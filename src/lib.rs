@@ -23,4 +23,5 @@ pub mod replay;
 pub mod retention;
 pub mod runtime;
 pub mod telemetry;
+pub mod tls;
 pub mod topology;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use onceflow::db::{self, Pool, Settings};
 use onceflow::dev::servers::{Options, Servers};
+use onceflow::tls::Tls;
 use reqwest::{Client as Http, Method};
 use serde_json::{Value, json};
 use tokio_postgres::{Client, NoTls};
@@ -103,6 +104,7 @@ impl Ground {
             max_connections: 1,
             statement_timeout: Duration::from_secs(60),
             allow_plaintext: false,
+            tls: Tls::default(),
             application_name: "onceflow bench".into(),
         })?;
         db::migrate(&pool).await?;

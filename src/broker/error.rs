@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use lapin::ErrorKind;
 
+use crate::tls;
+
 /// A failure of the broker or of the way to it.
 #[derive(Debug)]
 pub struct BrokerError {
@@ -16,6 +18,8 @@ enum Kind {
     Client(Box<lapin::Error>),
     Silent(Duration),
     Settings(super::SettingsError),
+    /// TLS did not come about; where, why and what to do.
+    Insecure(String),
     Ended,
     Overfull(usize),
     WindowChanges,
@@ -34,6 +38,15 @@ impl BrokerError {
 
     pub(super) fn settings(error: super::SettingsError) -> Self {
         Self { doing: "connect", kind: Kind::Settings(error) }
+    }
+
+    /// With the words for a refused TLS handshake, where it is one; `place` is host and port.
+    pub(super) fn explained(self, place: &str) -> Self {
+        let Kind::Client(error) = &self.kind else { return self };
+        match tls::explain(error.as_ref()) {
+            Some(why) => Self { doing: self.doing, kind: Kind::Insecure(format!("{place} is not trusted: {why}")) },
+            None => self,
+        }
     }
 
     pub(crate) fn ended(doing: &'static str) -> Self {
@@ -118,6 +131,7 @@ impl std::fmt::Display for BrokerError {
             },
             Kind::Silent(waited) => write!(f, "broker: {doing}: no answer within {} ms", waited.as_millis()),
             Kind::Settings(e) => write!(f, "broker: {e}"),
+            Kind::Insecure(why) => write!(f, "broker: {doing}: {why}"),
             Kind::Ended => write!(f, "broker: {doing}: the channel was closed"),
             Kind::NoHashExchange => write!(
                 f,

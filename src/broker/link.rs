@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::ConfirmSelectOptions;
-use lapin::{Channel, Connection, ConnectionProperties, Event};
+use lapin::tcp::RustlsConnector;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, Event};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -126,9 +128,34 @@ impl Link {
         let uri = self.settings.uri().map_err(BrokerError::settings)?;
         let name = format!("{} {}", self.settings.name, self.purpose.as_str());
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let connection = bounded("connect", CONNECT_WITHIN, Connection::connect_uri(uri, properties)).await?;
+        let place = format!("{}:{}", uri.authority.host, uri.authority.port);
+        let connecting = async {
+            match uri.scheme {
+                AMQPScheme::AMQP => Connection::connect_uri(uri, properties).await,
+                AMQPScheme::AMQPS => self.connect_with_tls(uri, properties).await,
+            }
+        };
+        let connection = bounded("connect", CONNECT_WITHIN, connecting).await.map_err(|e| e.explained(&place))?;
         self.watch_events(&connection);
         Ok(connection)
+    }
+
+    /// By our own trust; the client library's own way would always trust this system's authorities too.
+    async fn connect_with_tls(&self, uri: AMQPUri, properties: ConnectionProperties) -> lapin::Result<Connection> {
+        let tls = RustlsConnector::from(self.settings.tls.client().map_err(std::io::Error::other)?);
+        let runtime = lapin::runtime::default_runtime()?;
+        Connection::connector(
+            uri,
+            runtime,
+            async move |uri, runtime| {
+                let host = uri.authority.host;
+                let addresses = runtime.to_socket_addrs((host.clone(), uri.authority.port));
+                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+                Ok(stream.into_rustls(&tls, &host).await?)
+            },
+            properties,
+        )
+        .await
     }
 
     /// Ends by itself when the connection is dropped. The listener is no broadcast: exactly one per connection.

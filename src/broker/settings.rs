@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
 use secrecy::{ExposeSecret, SecretString};
+use url::{Host, Url};
+
+use crate::tls::Tls;
 
 /// How to reach the broker.
 #[derive(Debug, Clone)]
@@ -15,6 +18,8 @@ pub struct Settings {
     pub allow_plaintext: bool,
     /// A dead peer is noticed after twice this.
     pub heartbeat: Duration,
+    /// Whom an `amqps://` connection trusts, and who we are.
+    pub tls: Tls,
     /// Shown in the broker's list of connections.
     pub name: String,
 }
@@ -28,6 +33,9 @@ pub enum SettingsError {
     /// The password would cross a network in the clear.
     #[error("refusing plaintext to {0}: use amqps://, or set broker.allow_plaintext = true")]
     Plaintext(String),
+    /// Authorities or a certificate were given, for a connection that would not look at them.
+    #[error("refusing plaintext to {0}: ca_file or certificate_file is set, but the URL says amqp://; use amqps://")]
+    TlsUnused(String),
 }
 
 impl Settings {
@@ -48,13 +56,77 @@ impl Settings {
     }
 
     pub(super) fn uri(&self) -> Result<AMQPUri, SettingsError> {
-        let mut uri = AMQPUri::from_str(self.url.expose_secret()).map_err(SettingsError::Malformed)?;
+        let mut uri = parse(self.url.expose_secret())?;
         let host = &uri.authority.host;
         let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if uri.scheme == AMQPScheme::AMQP && self.tls.is_configured() {
+            return Err(SettingsError::TlsUnused(host.clone()));
+        }
         if uri.scheme == AMQPScheme::AMQP && !local && !self.allow_plaintext {
             return Err(SettingsError::Plaintext(host.clone()));
         }
         uri.query.heartbeat = u16::try_from(self.heartbeat.as_secs()).ok();
         Ok(uri)
+    }
+}
+
+fn parse(url: &str) -> Result<AMQPUri, SettingsError> {
+    // The library's words may quote the whole URL.
+    let unquoted = |why: String| if why.contains(url) { "it names no host".to_owned() } else { why };
+    let mut uri = AMQPUri::from_str(url).map_err(|why| SettingsError::Malformed(unquoted(why)))?;
+    // It doesn't know IPv6 addresses, and would go to localhost.
+    if let Ok(Some(Host::Ipv6(address))) = Url::parse(url).as_ref().map(Url::host) {
+        uri.authority.host = address.to_string();
+    }
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(url: &str) -> Settings {
+        let heartbeat = Duration::from_secs(10);
+        let (tls, name) = (Tls::default(), "test".to_owned());
+        Settings { url: url.into(), allow_plaintext: false, heartbeat, tls, name }
+    }
+
+    #[test]
+    fn plaintext_is_refused_off_this_machine_unless_allowed_s7_1() {
+        for url in [
+            "amqp://u:p@broker/",
+            "amqp://u:p@10.0.0.1:5672/",
+            "amqp://u:p@[2001:db8::1]/",
+            "amqp://u:p@localhost.evil/",
+        ] {
+            let refused = settings(url).check().unwrap_err().to_string();
+            assert!(refused.contains("use amqps://, or set broker.allow_plaintext"), "{url}: {refused}");
+            assert!(!refused.contains("u:p"), "{refused}");
+            assert!(Settings { allow_plaintext: true, ..settings(url) }.check().is_ok(), "{url}");
+            assert!(settings(&url.replace("amqp:", "amqps:")).check().is_ok(), "{url}");
+        }
+        for url in ["amqp://u:p@localhost/", "amqp://u:p@127.0.0.1/", "amqp://u:p@[::1]/"] {
+            assert!(settings(url).check().is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_is_where_it_says_and_not_this_machine_s7_1() {
+        assert_eq!(settings("amqps://u:p@[2001:db8::1]:7/v").address(), "2001:db8::1:7 vhost v");
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_read_is_never_quoted_s7_4() {
+        for url in [
+            "amqp:user:hunter2@host/v",
+            "user:hunter2@host:5672/",
+            "amqp//user:hunter2@host",
+            "hunter2",
+            "amqp://user:hunter2@host:x/",
+        ] {
+            let told = settings(url).check().unwrap_err().to_string();
+            assert!(!told.contains("hunter2"), "{told}");
+            assert!(!format!("{:?} {}", settings(url), settings(url).address()).contains("hunter2"));
+        }
     }
 }

@@ -1,6 +1,7 @@
-//! `[broker]`: `url`, `url_file`, `allow_plaintext`, `heartbeat`.
+//! `[broker]`: `url`, `url_file`, `allow_plaintext`, `heartbeat`, `ca_file`, `certificate_file`, `key_file`.
 
 use super::reader::Reader;
+use super::tls;
 use crate::broker::Settings;
 
 pub(super) fn read(reader: &mut Reader) -> Settings {
@@ -8,6 +9,7 @@ pub(super) fn read(reader: &mut Reader) -> Settings {
         url: reader.required_secret("broker.url", "amqp://user:password@localhost:5672/%2f"),
         allow_plaintext: reader.get("broker.allow_plaintext", false),
         heartbeat: reader.duration("broker.heartbeat", "10s"),
+        tls: tls::read(reader, "broker"),
         name: "onceflow".to_owned(),
     };
     let given = !secrecy::ExposeSecret::expose_secret(&settings.url).is_empty();

@@ -1,17 +1,21 @@
-//! `[database]`: `url`, `url_file`, `allow_plaintext`, `statement_timeout`, `max_connections`.
+//! `[database]`: `url`, `url_file`, `allow_plaintext`, `statement_timeout`, `max_connections`, `ca_file`, `certificate_file`,
+//! `key_file`.
 
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
 use super::reader::Reader;
+use super::tls;
 use crate::db::{Listener, Pool, Settings, SettingsError};
+use crate::tls::Tls;
 
 /// How to reach PostgreSQL. Each part of the program has a pool of its own, so that none can starve another.
 #[derive(Debug, Clone)]
 pub struct DatabaseSettings {
     url: SecretString,
     allow_plaintext: bool,
+    tls: Tls,
     statement_timeout: Duration,
     max_connections: usize,
 }
@@ -60,6 +64,7 @@ impl DatabaseSettings {
             max_connections,
             statement_timeout: self.statement_timeout,
             allow_plaintext: self.allow_plaintext,
+            tls: self.tls.clone(),
             application_name: name.to_owned(),
         }
     }
@@ -85,6 +90,7 @@ pub(super) fn read(reader: &mut Reader) -> DatabaseSettings {
     let settings = DatabaseSettings {
         url: reader.required_secret("database.url", "postgres://user:password@localhost:5432/onceflow"),
         allow_plaintext: reader.get("database.allow_plaintext", false),
+        tls: tls::read(reader, "database"),
         statement_timeout: reader.duration("database.statement_timeout", "20s"),
         max_connections: reader.within("database.max_connections", 16, 2..=500),
     };

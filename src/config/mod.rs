@@ -21,6 +21,7 @@ mod environment;
 mod reader;
 mod retention;
 mod runtime;
+mod tls;
 
 use std::path::{Path, PathBuf};
 

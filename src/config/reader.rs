@@ -140,6 +140,21 @@ impl Reader {
         }
     }
 
+    /// The content of the file that `key` names.
+    pub(super) fn file(&mut self, key: &str) -> Option<String> {
+        let path: String = self.get(key, String::new());
+        if path.is_empty() {
+            return None;
+        }
+        match std::fs::read_to_string(&path) {
+            Ok(content) => Some(content),
+            Err(error) => {
+                self.problem(key, format!("{path}: {error}"));
+                None
+            }
+        }
+    }
+
     /// A secret from `key`, or from the file that `<key>_file` names.
     pub(super) fn secret(&mut self, key: &str) -> Option<SecretString> {
         let file_key = format!("{key}_file");

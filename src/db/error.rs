@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+use crate::tls;
+
 /// What a failed statement means for the event that caused it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -33,6 +35,8 @@ pub struct DbError {
 enum Kind {
     Postgres(tokio_postgres::Error),
     Pool(deadpool_postgres::PoolError),
+    /// TLS did not come about; where, why and what to do.
+    Insecure(String),
     Silent(Duration),
     Poisoned,
     Shape(String),
@@ -43,8 +47,21 @@ impl DbError {
         Self { kind: Kind::Postgres(error), doing }
     }
 
-    pub(super) fn pool(doing: &'static str, error: deadpool_postgres::PoolError) -> Self {
-        Self { kind: Kind::Pool(error), doing }
+    /// A connection that could not be had; `place` is host and port.
+    pub(super) fn pool(place: &str, error: deadpool_postgres::PoolError) -> Self {
+        match error {
+            deadpool_postgres::PoolError::Backend(error) => Self::connect(place, error),
+            error => Self { kind: Kind::Pool(error), doing: "connect" },
+        }
+    }
+
+    /// A connection that could not be made; `place` is host and port.
+    pub(super) fn connect(place: &str, error: tokio_postgres::Error) -> Self {
+        let kind = match insecure(&error) {
+            Some(why) => Kind::Insecure(format!("{place} {why}")),
+            None => Kind::Pool(deadpool_postgres::PoolError::Backend(error)),
+        };
+        Self { kind, doing: "connect" }
     }
 
     pub(super) fn silent(doing: &'static str, waited: Duration) -> Self {
@@ -63,11 +80,13 @@ impl DbError {
     /// What the error means for the event at hand.
     pub fn class(&self) -> Class {
         match &self.kind {
-            Kind::Silent(_) => Class::Outage,
+            Kind::Silent(_) | Kind::Insecure(_) => Class::Outage,
             Kind::Poisoned => Class::Bug,
             Kind::Shape(_) => Class::Schema,
-            Kind::Pool(deadpool_postgres::PoolError::Backend(e)) | Kind::Postgres(e) => classify(e),
+            // No connection, and the server didn't say why: whatever it is, everybody waits.
+            Kind::Pool(deadpool_postgres::PoolError::Backend(e)) if e.code().is_some() => classify(e),
             Kind::Pool(_) => Class::Outage,
+            Kind::Postgres(e) => classify(e),
         }
     }
 
@@ -126,6 +145,25 @@ fn classify(error: &tokio_postgres::Error) -> Class {
     }
 }
 
+/// Why TLS did not come about, where that is what failed. The client has no other sign for the last two than its words; they
+/// choose our words and nothing else.
+fn insecure(error: &tokio_postgres::Error) -> Option<String> {
+    if let Some(why) = tls::explain(error) {
+        return Some(format!("is not trusted: {why}"));
+    }
+    match error.source()?.to_string().as_str() {
+        "server does not support TLS" => {
+            Some("has no TLS, and nothing is sent to it in the clear: turn it on there (ssl = on)".to_owned())
+        }
+        "server did not use channel binding" => {
+            let why = "does not prove that it alone gets the password (channel binding): use scram-sha-256 there, or, where its \
+                       certificate is enough, as behind a pooler, add channel_binding=prefer to database.url";
+            Some(why.to_owned())
+        }
+        _ => None,
+    }
+}
+
 fn is_conversion(error: &tokio_postgres::Error) -> bool {
     !error.is_closed() && error.source().is_some_and(|s| s.downcast_ref::<std::io::Error>().is_none())
 }
@@ -137,6 +175,7 @@ impl std::fmt::Display for DbError {
             Kind::Postgres(e) => write_postgres(f, doing, e),
             Kind::Pool(deadpool_postgres::PoolError::Backend(e)) => write_postgres(f, doing, e),
             Kind::Pool(e) => write!(f, "database: {doing}: {e}"),
+            Kind::Insecure(why) => write!(f, "database: {doing}: {why}"),
             Kind::Silent(waited) => write!(f, "database: {doing}: no answer within {} ms", waited.as_millis()),
             Kind::Poisoned => write!(f, "database: commit refused: a statement of this transaction had failed before"),
             Kind::Shape(what) => write!(f, "database: unexpected row: {what}"),

@@ -17,7 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
 use super::error::DbError;
-use super::pool::{CONNECT_WITHIN, Settings, SettingsError, client_config, tls};
+use super::pool::{CONNECT_WITHIN, Settings, SettingsError, client_config, connector, place_of};
 use crate::pacing::Pacing;
 
 /// Rows for the outbox from somebody who hands nothing over; the trigger that says so is in the migrations.
@@ -44,7 +44,8 @@ impl Listener {
     /// When the URL can't be used as it is.
     pub fn new(settings: &Settings) -> Result<Self, SettingsError> {
         let config = client_config(settings)?;
-        let tls = if config.get_ssl_mode() == SslMode::Disable { None } else { Some(tls()?) };
+        let plain = config.get_ssl_mode() == SslMode::Disable;
+        let tls = if plain { None } else { Some(connector(&settings.tls)?) };
         Ok(Self { config, tls })
     }
 
@@ -78,7 +79,7 @@ where
     T: MakeTlsConnect<Socket>,
 {
     match tokio::time::timeout(CONNECT_WITHIN, config.connect(tls)).await {
-        Ok(connected) => connected.map_err(|e| DbError::postgres("connect", e)),
+        Ok(connected) => connected.map_err(|e| DbError::connect(&place_of(config), e)),
         Err(_) => Err(DbError::silent("connect", CONNECT_WITHIN)),
     }
 }

@@ -1,16 +1,19 @@
 //! The pool of database connections: bounded, with a deadline for every wait, TLS off the loopback.
 
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, RecyclingMethod, Runtime};
+use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::{ChannelBinding, Host, SslMode};
 use tokio_postgres::{Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::DbError;
 use super::tx::Tx;
+use crate::tls::{Tls, TlsError};
 
 /// How to reach the database.
 #[derive(Debug, Clone)]
@@ -23,6 +26,8 @@ pub struct Settings {
     pub statement_timeout: Duration,
     /// Plaintext to a host that isn't this machine.
     pub allow_plaintext: bool,
+    /// Whom a TLS connection trusts, and who we are.
+    pub tls: Tls,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
 }
@@ -43,9 +48,14 @@ pub enum SettingsError {
     /// The password would cross a network in the clear.
     #[error("refusing plaintext to {0}: remove sslmode=disable, or set database.allow_plaintext = true")]
     Plaintext(String),
+    /// Authorities or a certificate were given, for a connection that would not look at them.
+    #[error(
+        "refusing plaintext to {0}: ca_file or certificate_file is set, but the URL says sslmode=disable; remove it"
+    )]
+    TlsUnused(String),
     /// TLS can't be set up.
     #[error("TLS: {0}")]
-    Tls(String),
+    Tls(#[from] TlsError),
 }
 
 /// Connections to one database.
@@ -53,6 +63,8 @@ pub enum SettingsError {
 pub struct Pool {
     inner: deadpool_postgres::Pool,
     answer_within: Duration,
+    /// Hosts and ports, for messages.
+    place: Arc<str>,
 }
 
 impl Pool {
@@ -62,12 +74,13 @@ impl Pool {
     /// When the URL can't be used as it is.
     pub fn new(settings: &Settings) -> Result<Self, SettingsError> {
         let config = client_config(settings)?;
+        let place = place_of(&config);
         // Every transaction cleans the session itself, in the round trip of its BEGIN.
         let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = if config.get_ssl_mode() == SslMode::Disable {
             Manager::from_config(config, NoTls, manager_config)
         } else {
-            Manager::from_config(config, tls()?, manager_config)
+            Manager::from_config(config, connector(&settings.tls)?, manager_config)
         };
         let inner = deadpool_postgres::Pool::builder(manager)
             .max_size(settings.max_connections)
@@ -77,7 +90,7 @@ impl Pool {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|e| SettingsError::Malformed(e.to_string()))?;
-        Ok(Self { inner, answer_within: settings.statement_timeout + ANSWER_MARGIN })
+        Ok(Self { inner, answer_within: settings.statement_timeout + ANSWER_MARGIN, place })
     }
 
     /// Starts a transaction.
@@ -100,7 +113,7 @@ impl Pool {
     }
 
     pub(super) async fn connection(&self) -> Result<Object, DbError> {
-        self.inner.get().await.map_err(|e| DbError::pool("connect", e))
+        self.inner.get().await.map_err(|e| DbError::pool(&self.place, e))
     }
 
     /// Connections in use, idle, and allowed.
@@ -129,16 +142,7 @@ pub struct PoolUsage {
 pub(super) fn client_config(settings: &Settings) -> Result<Config, SettingsError> {
     let mut config =
         Config::from_str(settings.url.expose_secret()).map_err(|e| SettingsError::Malformed(e.to_string()))?;
-    let local = config.get_hosts().iter().all(is_local);
-    if !local && !settings.allow_plaintext {
-        if config.get_ssl_mode() == SslMode::Disable {
-            return Err(SettingsError::Plaintext(host_names(&config)));
-        }
-        // The default, prefer, falls back to plaintext without a word.
-        config.ssl_mode(SslMode::Require);
-    } else if config.get_ssl_mode() == SslMode::Prefer {
-        config.ssl_mode(SslMode::Disable);
-    }
+    secure(&mut config, settings)?;
     config
         .application_name(&settings.application_name)
         .connect_timeout(CONNECT_WITHIN)
@@ -154,31 +158,136 @@ pub(super) fn client_config(settings: &Settings) -> Result<Config, SettingsError
     Ok(config)
 }
 
-fn is_local(host: &Host) -> bool {
-    match host {
-        Host::Unix(_) => true,
-        Host::Tcp(name) => {
-            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+/// Plaintext only where nobody can listen in, or where it was allowed. The client's default, prefer, would fall back to it without
+/// a word, and let anybody in between turn TLS off.
+fn secure(config: &mut Config, settings: &Settings) -> Result<(), SettingsError> {
+    let may_be_plain = is_local(config) || settings.allow_plaintext;
+    match config.get_ssl_mode() {
+        SslMode::Disable if settings.tls.is_configured() => Err(SettingsError::TlsUnused(place_of(config).to_string())),
+        SslMode::Disable if !may_be_plain => Err(SettingsError::Plaintext(place_of(config).to_string())),
+        SslMode::Disable => Ok(()),
+        SslMode::Prefer if may_be_plain && !settings.tls.is_configured() => {
+            config.ssl_mode(SslMode::Disable);
+            Ok(())
+        }
+        _ => {
+            config.ssl_mode(SslMode::Require);
+            // Proves that the password goes to the holder of the certificate and to nobody in between. Who can't have it, as with
+            // a pooler or another kind of password, says so in the URL.
+            if !settings.url.expose_secret().contains("channel_binding=") {
+                config.channel_binding(ChannelBinding::Require);
+            }
+            Ok(())
         }
     }
 }
 
-fn host_names(config: &Config) -> String {
-    let names: Vec<_> = config
-        .get_hosts()
-        .iter()
-        .map(|h| match h {
-            Host::Tcp(name) => name.clone(),
-            Host::Unix(path) => path.display().to_string(),
-        })
-        .collect();
-    names.join(", ")
+/// An address beside the host's name is where the connection goes.
+fn is_local(config: &Config) -> bool {
+    let named = config.get_hosts().iter().all(|host| match host {
+        Host::Unix(_) => true,
+        Host::Tcp(name) => {
+            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        }
+    });
+    named && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback)
 }
 
-pub(super) fn tls() -> Result<MakeRustlsConnect, SettingsError> {
-    let (connect, unread) = MakeRustlsConnect::with_native_certs().map_err(|e| SettingsError::Tls(format!("{e:?}")))?;
-    for problem in unread {
-        tracing::warn!(%problem, "a certificate of this system can't be read and is not trusted");
+/// Every host with its port.
+pub(super) fn place_of(config: &Config) -> Arc<str> {
+    let ports = config.get_ports();
+    let port = |n: usize| ports.get(n).or(ports.first()).copied().unwrap_or(5432);
+    let name = |(n, host): (usize, &Host)| match host {
+        Host::Tcp(name) => format!("{name}:{}", port(n)),
+        Host::Unix(path) => path.display().to_string(),
+    };
+    let mut names: Vec<String> = config.get_hosts().iter().enumerate().map(name).collect();
+    if names.is_empty() {
+        names =
+            config.get_hostaddrs().iter().enumerate().map(|(n, address)| format!("{address}:{}", port(n))).collect();
     }
-    Ok(connect)
+    names.join(", ").into()
+}
+
+pub(super) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, SettingsError> {
+    Ok(MakeRustlsConnect::new(ClientConfig::clone(&*tls.client()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(url: &str) -> Settings {
+        Settings {
+            url: url.into(),
+            max_connections: 1,
+            statement_timeout: Duration::from_secs(20),
+            allow_plaintext: false,
+            tls: Tls::default(),
+            application_name: "test".to_owned(),
+        }
+    }
+
+    fn mode(url: &str) -> Result<SslMode, SettingsError> {
+        client_config(&settings(url)).map(|config| config.get_ssl_mode())
+    }
+
+    #[test]
+    fn off_this_machine_tls_is_required_whatever_the_url_prefers_s7_2() {
+        for url in [
+            "postgres://u:p@db/x",
+            "postgres://u:p@db/x?sslmode=prefer",
+            "postgres://u:p@10.0.0.1/x",
+            "postgres://u:p@localhost,db/x",
+            "host=db user=u password=p",
+            // What counts is where the connection goes.
+            "postgres://u:p@localhost/x?hostaddr=10.0.0.1",
+            "hostaddr=10.0.0.1 user=u password=p",
+        ] {
+            assert_eq!(mode(url).unwrap(), SslMode::Require, "{url}");
+            let url = url.replace("?sslmode=prefer", "");
+            let sign = match (url.contains("://"), url.contains('?')) {
+                (false, _) => " ",
+                (true, false) => "?",
+                (true, true) => "&",
+            };
+            let url = format!("{url}{sign}sslmode=disable");
+            let refused = mode(&url).unwrap_err().to_string();
+            assert!(refused.contains("refusing plaintext to") && !refused.contains("u:p"), "{url}: {refused}");
+            assert_eq!(
+                client_config(&Settings { allow_plaintext: true, ..settings(&url) }).unwrap().get_ssl_mode(),
+                SslMode::Disable
+            );
+        }
+        for url in [
+            "postgres://u:p@localhost/x",
+            "postgres://u:p@127.0.0.1/x",
+            "postgres://u:p@[::1]/x",
+            "host=/run/postgresql user=u",
+        ] {
+            assert_eq!(mode(url).unwrap(), SslMode::Disable, "{url}");
+        }
+    }
+
+    #[test]
+    fn with_tls_the_password_goes_only_to_the_holder_of_the_certificate_unless_the_url_says_otherwise_s7_2() {
+        let binding = |url: &str| client_config(&settings(url)).unwrap().get_channel_binding();
+        assert_eq!(binding("postgres://u:p@db/x"), ChannelBinding::Require);
+        assert_eq!(binding("postgres://u:p@db/x?channel_binding=prefer"), ChannelBinding::Prefer);
+        assert_eq!(binding("postgres://u:p@localhost/x"), ChannelBinding::Prefer);
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_read_is_never_quoted_s7_4() {
+        for url in [
+            "postgres://u:hunter2@db:x/y",
+            "postgres:u:hunter2@db",
+            "hunter2",
+            "postgres://u:hunter2@db/x?port=hunter2",
+        ] {
+            let told = Pool::new(&settings(url)).map(drop).unwrap_err();
+            assert!(!format!("{told} {told:?}").contains("hunter2"), "{told:?}");
+            assert!(!format!("{:?}", settings(url)).contains("hunter2"));
+        }
+    }
 }

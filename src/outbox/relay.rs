@@ -321,6 +321,7 @@ mod tests {
     use super::*;
     use crate::broker::{self, Link, Purpose, Topology};
     use crate::db;
+    use crate::tls::Tls;
 
     /// Where nobody listens.
     fn relay() -> Relay {
@@ -329,6 +330,7 @@ mod tests {
             url: "amqp://127.0.0.1:1/%2f".into(),
             allow_plaintext: false,
             heartbeat: Duration::from_secs(10),
+            tls: Tls::default(),
             name: "test".to_owned(),
         };
         let database = db::Settings {
@@ -336,6 +338,7 @@ mod tests {
             max_connections: 1,
             statement_timeout: Duration::from_secs(5),
             allow_plaintext: false,
+            tls: Tls::default(),
             application_name: "test".to_owned(),
         };
         let settings = RelaySettings {

@@ -9,6 +9,7 @@ use onceflow::db::{Pool, Settings};
 use onceflow::domains;
 use onceflow::health::{Check, Health};
 use onceflow::telemetry;
+use onceflow::tls::Tls;
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -93,6 +94,7 @@ fn pool_at(address: &str) -> Pool {
         max_connections: 2,
         statement_timeout: Duration::from_secs(5),
         allow_plaintext: false,
+        tls: Tls::default(),
         application_name: "test".into(),
     })
     .unwrap()

@@ -24,6 +24,7 @@ mod publishing;
 mod relay;
 mod replay;
 mod retention;
+mod security;
 mod servers;
 mod sms;
 mod tidy;

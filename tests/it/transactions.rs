@@ -1,6 +1,7 @@
 //! Transactions: they can't lie about their end, and leave nothing to the next user of their connection.
 
 use onceflow::db::{Commit, Pool, Settings};
+use onceflow::tls::Tls;
 use std::time::Duration;
 
 use crate::harness::Database;
@@ -16,6 +17,7 @@ fn one_connection(database: &Database) -> Pool {
         max_connections: 1,
         statement_timeout: Duration::from_secs(20),
         allow_plaintext: false,
+        tls: Tls::default(),
         application_name: "it".into(),
     })
     .unwrap()

@@ -39,6 +39,7 @@ pub struct RabbitMq {
     home: PathBuf,
     node: String,
     ports: NodePorts,
+    settings: String,
     mapper: Option<Guarded>,
     process: Option<Guarded>,
 }
@@ -65,7 +66,17 @@ impl RabbitMq {
         let home = place.private_directory(&format!("{NAME}-{version}"), &account)?;
         let hash = Uuid::new_v5(&Uuid::NAMESPACE_URL, place.root().as_os_str().as_encoded_bytes()).simple().to_string();
         let node = format!("onceflow-{}@localhost", &hash[..12]);
-        Ok(Self { place: Arc::clone(place), account, programs, home, node, ports, mapper: None, process: None })
+        Ok(Self {
+            place: Arc::clone(place),
+            account,
+            programs,
+            home,
+            node,
+            ports,
+            settings: String::new(),
+            mapper: None,
+            process: None,
+        })
     }
 
     /// Removes the data of earlier runs; only before the first start.
@@ -76,6 +87,11 @@ impl RabbitMq {
             }
             _ => Ok(()),
         }
+    }
+
+    /// More lines of `rabbitmq.conf`, from the next start on.
+    pub fn configure(&mut self, lines: &str) {
+        lines.clone_into(&mut self.settings);
     }
 
     /// `amqp://…` of the default virtual host.
@@ -177,10 +193,12 @@ impl RabbitMq {
              log.file = false\n\
              log.console = true\n\
              log.console.level = info\n\
-             log.console.use_colors = off\n",
+             log.console.use_colors = off\n\
+             {more}\n",
             amqp = self.ports.amqp,
             management = self.ports.management,
             secret = self.place.secret(),
+            more = self.settings,
         );
         for (name, text) in [("rabbitmq.conf", settings.as_str()), ("enabled_plugins", PLUGINS)] {
             let path = self.home.join(name);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use onceflow::db::{self, Pool, Settings};
+use onceflow::tls::Tls;
 use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
 
@@ -106,6 +107,7 @@ pub(crate) fn pool(url: &str) -> Pool {
         max_connections: 8,
         statement_timeout: Duration::from_secs(30),
         allow_plaintext: false,
+        tls: Tls::default(),
         application_name: "onceflow-test".into(),
     })
     .unwrap()

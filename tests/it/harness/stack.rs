@@ -40,6 +40,9 @@ pub(crate) struct Wishes {
     /// Other addresses than the shared servers': for servers of the test's own, or a proxy in between.
     pub(crate) amqp_url: Option<String>,
     pub(crate) database_url: Option<String>,
+    /// More lines of its sections `[broker]` and `[database]`.
+    pub(crate) broker: String,
+    pub(crate) database: String,
     /// More lines of `onceflow.toml`.
     pub(crate) settings: String,
     /// Bind no sibling: downstream events are unroutable.
@@ -79,9 +82,9 @@ impl Stack {
         let quick = if wishes.settings.contains("[runtime]") { "" } else { QUICK };
         let topology = if wishes.settings.contains("[topology]") { "" } else { "[topology]\nqueue_type = \"classic\"" };
         let text = format!(
-            "[broker]\nurl = {amqp_url:?}\n[database]\nurl = {database_url:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+            "[broker]\nurl = {amqp_url:?}\n{}\n[database]\nurl = {database_url:?}\n{}\n[admin]\nlisten = \"127.0.0.1:0\"\n\
              metrics_listen = \"127.0.0.1:0\"\n{topology}\n{quick}\n{}",
-            wishes.settings
+            wishes.broker, wishes.database, wishes.settings
         );
         std::fs::write(&file, text).unwrap();
         let names: Vec<_> = consumers.iter().map(|c| c.name()).collect();
