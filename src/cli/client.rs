@@ -30,6 +30,8 @@ pub(super) struct Server {
 pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
+    /// Without user and password, for messages.
+    address: String,
 }
 
 impl Client {
@@ -49,7 +51,8 @@ impl Client {
             builder = builder.no_proxy();
         }
         let http = builder.build().map_err(|e| Failure::new(Exit::Failed, "can't make an HTTP client").because(e))?;
-        Ok(Self { http, base })
+        let address = without_user(base.as_str()).trim_end_matches('/').to_owned();
+        Ok(Self { http, base, address })
     }
 
     /// Reads.
@@ -70,7 +73,7 @@ impl Client {
 
     /// The server's address without anything secret.
     pub(super) fn address(&self) -> &str {
-        self.base.as_str().trim_end_matches('/')
+        &self.address
     }
 
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, Failure> {
@@ -110,7 +113,7 @@ impl Client {
 
 fn refused(status: StatusCode, body: &ProblemBody) -> Failure {
     let (exit, remedy) = match status.as_u16() {
-        401 | 403 => (Exit::Denied, Some("--token-file FILE or ONCEFLOW_ADMIN_TOKEN")),
+        401 | 403 | 429 => (Exit::Denied, Some("--token-file FILE or ONCEFLOW_ADMIN_TOKEN")),
         404 => (Exit::NotFound, None),
         409 if body.code == "count_differs" => (Exit::Conflict, Some("look again, then repeat with the new count")),
         409 => (Exit::Conflict, None),
@@ -143,7 +146,9 @@ fn headers(server: &Server) -> Result<HeaderMap, Failure> {
 
 fn base_url(text: &str) -> Result<Url, Failure> {
     let wrong = |why: String| {
-        Failure::new(Exit::Usage, format!("--server {text:?} is no URL")).because(why).or_try("http://HOST:PORT")
+        Failure::new(Exit::Usage, format!("--server {:?} is no URL", without_user(text)))
+            .because(why)
+            .or_try("http://HOST:PORT")
     };
     let text = if text.ends_with('/') { text.to_owned() } else { format!("{text}/") };
     let url = Url::parse(&text).map_err(|e| wrong(e.to_string()))?;
@@ -151,6 +156,14 @@ fn base_url(text: &str) -> Result<Url, Failure> {
         "http" | "https" if url.host().is_some() => Ok(url),
         scheme => Err(wrong(format!("{scheme:?} is neither http nor https"))),
     }
+}
+
+/// What may be shown of a URL.
+fn without_user(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    if scheme.is_empty() { format!("{host}{path}") } else { format!("{scheme}://{host}{path}") }
 }
 
 fn is_local(url: &Url) -> bool {
@@ -179,6 +192,22 @@ mod tests {
     fn a_path_prefix_of_the_server_is_kept() {
         let base = base_url("http://127.0.0.1:8080/onceflow").unwrap();
         assert_eq!(base.join("api/v1/dlq").unwrap().as_str(), "http://127.0.0.1:8080/onceflow/api/v1/dlq");
+    }
+
+    #[test]
+    fn a_password_in_the_servers_url_is_never_shown_s7_4() {
+        let server = |url: &str| Server {
+            url: url.to_owned(),
+            token: None,
+            actor: "li".to_owned(),
+            timeout: Duration::from_secs(1),
+        };
+        let client = Client::new(&server("https://li:hunter2@proxy/x")).unwrap();
+        assert_eq!(client.address(), "https://proxy/x");
+        for wrong in ["ftp://li:hunter2@proxy", "li:hunter2@proxy", "http://li:hunter2@proxy:x/@"] {
+            let told = Client::new(&server(wrong)).unwrap_err();
+            assert!(!format!("{told}").contains("hunter2"), "{told}");
+        }
     }
 
     #[test]

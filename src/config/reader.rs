@@ -61,7 +61,7 @@ impl Reader {
             Some(path) => (Figment::from(Toml::string(&read_file(path)?)), path.display().to_string()),
         };
         if let Err(error) = file.extract::<Dict>() {
-            let what = format!("{error}").trim().to_owned();
+            let what = unquoted(&error.to_string());
             return Err(ConfigErrors(vec![Problem { place: file_name, key: String::new(), what }]));
         }
         Ok(Self {
@@ -159,7 +159,7 @@ impl Reader {
     pub(super) fn secret(&mut self, key: &str) -> Option<SecretString> {
         let file_key = format!("{key}_file");
         let path: String = self.get(&file_key, String::new());
-        let text: String = self.get(key, String::new());
+        let text = self.unrepeated(key);
         if path.is_empty() {
             return (!text.is_empty()).then(|| SecretString::from(text));
         }
@@ -169,6 +169,22 @@ impl Reader {
                 self.problem(&file_key, format!("{path}: {error}"));
                 None
             }
+        }
+    }
+
+    /// A text that no message repeats, whatever is wrong with it.
+    fn unrepeated(&mut self, key: &str) -> String {
+        self.asked.insert(key.to_owned());
+        if let Some((_, text)) = self.environment.get(key) {
+            return text.trim().to_owned();
+        }
+        match self.file_value(key) {
+            Some(Value::String(_, text)) => text,
+            Some(_) => {
+                self.problem(key, "must be a text in quotes".to_owned());
+                String::new()
+            }
+            None => String::new(),
         }
     }
 
@@ -222,6 +238,17 @@ fn read_file(path: &Path) -> Result<String, ConfigErrors> {
         let what = format!("can't be read: {error}");
         ConfigErrors(vec![Problem { place: path.display().to_string(), key: String::new(), what }])
     })
+}
+
+/// The parser's words without the line that it can't read: it may hold a password.
+fn unquoted(error: &str) -> String {
+    let said = error.lines().map(str::trim).filter(|line| !line.is_empty() && !is_quote(line));
+    said.collect::<Vec<_>>().join(": ")
+}
+
+/// `2 | url = "…` and the marks below it.
+fn is_quote(line: &str) -> bool {
+    line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').starts_with('|')
 }
 
 fn flatten(prefix: &str, dict: &Dict, asked: &BTreeSet<String>, found: &mut BTreeSet<String>) {

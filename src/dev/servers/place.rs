@@ -12,11 +12,17 @@ use super::account::{Account, own_uid};
 use super::error::{ServersError, while_doing};
 
 /// A directory of ours, locked until this value is dropped or the process dies.
-#[derive(Debug)]
 pub(super) struct Place {
     root: PathBuf,
     secret: String,
     _lock: File,
+}
+
+/// Without the password.
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("root", &self.root).finish_non_exhaustive()
+    }
 }
 
 impl Place {

@@ -2,4 +2,5 @@
 //! stand beside their code; `SECURITY.md` lists all of them.
 
 mod authority;
+mod files;
 mod tls;
