@@ -1,5 +1,6 @@
 //! Who may ask, how many at once, and for how long.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,15 +13,17 @@ use secrecy::ExposeSecret;
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
+use super::connections::Peer;
 use super::problem::Problem;
 use super::state::{AdminState, end_read};
+use super::throttle::Throttle;
 use super::wire::{ACTOR_HEADER, Role};
 use super::{api, tokens};
 use crate::telemetry;
 
 /// Longest time for one answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// Longest wait for the answer whether anybody has a token.
+/// Longest wait of who only looks for the answer whether anybody has a token.
 const ASK_WITHIN: Duration = Duration::from_millis(200);
 /// Most requests worked on at once: operators are few, and the rest of the process has its own work.
 pub(super) const MAX_CONCURRENT: usize = 32;
@@ -48,12 +51,27 @@ pub(super) async fn bounded(State(places): State<Arc<Semaphore>>, request: Reque
     response
 }
 
+/// Who was let in.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    /// The name of their own token; none for the configured one and for whoever asks on this machine.
+    name: Option<String>,
+    /// What they may do.
+    pub(super) role: Role,
+}
+
 /// Lets in who may do what is asked for. Who has a token of their own acts under its name, whatever the request says.
-pub(super) async fn authorised(State(state): State<Arc<AdminState>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn authorised(
+    State((state, throttle)): State<(Arc<AdminState>, Arc<Throttle>)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let needed = needed(request.method(), request.uri().path());
-    match admitted(&state, request.headers(), needed).await {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    match throttled((&state, &throttle), request.headers(), peer, needed).await {
         Ok(caller) => {
-            if let Some(name) = caller {
+            request.extensions_mut().insert(caller.clone());
+            if let Some(name) = caller.name {
                 let claimed = request.headers().get(ACTOR_HEADER).and_then(|v| v.to_str().ok());
                 let actor = claimed.map_or_else(|| name.clone(), |claimed| format!("{name} ({claimed})"));
                 let actor = HeaderValue::from_str(&actor).unwrap_or(HeaderValue::from_static("a token"));
@@ -63,9 +81,12 @@ pub(super) async fn authorised(State(state): State<Arc<AdminState>>, mut request
         }
         Err(problem) => {
             let mut response = problem.into_response();
-            if response.status() == StatusCode::UNAUTHORIZED {
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
+            let (name, value) = match response.status() {
+                StatusCode::UNAUTHORIZED => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+                StatusCode::TOO_MANY_REQUESTS => (header::RETRY_AFTER, HeaderValue::from_static("1")),
+                _ => return response,
+            };
+            response.headers_mut().insert(name, value);
             response
         }
     }
@@ -80,11 +101,33 @@ fn needed(method: &Method, path: &str) -> Role {
     }
 }
 
-/// The name of the caller's own token, `None` for the configured token and for whoever asks on this machine by its own name.
-async fn admitted(state: &AdminState, headers: &HeaderMap, needed: Role) -> Result<Option<String>, Problem> {
-    let Some(given) = bearer(headers) else { return without_token(state, headers, needed).await.map(|()| None) };
+/// Looks at no token of somebody who guesses; the configured one is known without asking anybody.
+async fn throttled(
+    (state, throttle): (&AdminState, &Throttle),
+    headers: &HeaderMap,
+    peer: Option<IpAddr>,
+    needed: Role,
+) -> Result<Caller, Problem> {
+    let peer = peer.filter(|_| bearer(headers).is_some());
+    if peer.is_some_and(|peer| throttle.is_closed_to(peer, Instant::now())) && !has_token(state, headers) {
+        let detail = "too many wrong tokens from this address; wait a second, then use the right one";
+        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_wrong_tokens", detail));
+    }
+    let admitted = admitted(state, headers, needed).await;
+    if let (Err(problem), Some(peer)) = (&admitted, peer)
+        && problem.status() == StatusCode::UNAUTHORIZED
+    {
+        throttle.guessed(peer, Instant::now());
+    }
+    admitted
+}
+
+/// The configured token, and whoever asks on this machine by its own name while there is none, may do everything.
+async fn admitted(state: &AdminState, headers: &HeaderMap, needed: Role) -> Result<Caller, Problem> {
+    let anything = Caller { name: None, role: Role::Admin };
+    let Some(given) = bearer(headers) else { return without_token(state, headers, needed).await.map(|()| anything) };
     if has_token(state, headers) {
-        return Ok(None);
+        return Ok(anything);
     }
     let tx = state.begin_read().await?;
     let owner = tokens::owner(&tx, given).await;
@@ -93,7 +136,7 @@ async fn admitted(state: &AdminState, headers: &HeaderMap, needed: Role) -> Resu
         let detail = format!("this needs the role {}; the token {name:?} has {}", needed.as_str(), role.as_str());
         return Err(Problem::new(StatusCode::FORBIDDEN, "not_permitted", detail));
     }
-    Ok(Some(name))
+    Ok(Caller { name: Some(name), role })
 }
 
 /// Only on this machine, and only as long as nobody has made a token. While the database can't tell, one may look.
@@ -105,7 +148,13 @@ async fn without_token(state: &AdminState, headers: &HeaderMap, needed: Role) ->
         let detail = "without a token only requests to localhost are answered";
         return Err(Problem::new(StatusCode::FORBIDDEN, "wrong_host", detail));
     }
-    match tokio::time::timeout(ASK_WITHIN, any_token(state)).await {
+    if comes_from_another_site(headers) {
+        let detail = "a page of another site asked for this; without a token only pages of this service may";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "wrong_site", detail));
+    }
+    // Who only looks is let in while the database can't tell; who changes something has to wait for it in any case.
+    let within = if needed == Role::Viewer { ASK_WITHIN } else { state.begin_within };
+    match tokio::time::timeout(within, any_token(state)).await {
         Ok(Ok(true)) => Err(no_token()),
         Ok(Ok(false)) => Ok(()),
         _ if needed == Role::Viewer => Ok(()),
@@ -161,6 +210,11 @@ fn names_this_machine(headers: &HeaderMap) -> bool {
         None => host.split(':').next().unwrap_or_default(),
     };
     name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// A page of somebody else can send a request here without being allowed to read the answer; a browser says so.
+fn comes_from_another_site(headers: &HeaderMap) -> bool {
+    headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! everything else has a deadline and says so.
 
 mod api;
+mod connections;
 mod guard;
 mod health;
 mod listen;
@@ -12,6 +13,7 @@ mod problem;
 mod sampler;
 mod serve;
 mod state;
+mod throttle;
 mod tokens;
 pub mod wire;
 

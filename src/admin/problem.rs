@@ -35,6 +35,11 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "database_unreachable", format!("the database is away: {why}"))
     }
 
+    /// The HTTP status.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// What, and what to do.
     pub(super) fn detail(&self) -> &str {
         &self.detail

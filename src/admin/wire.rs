@@ -106,13 +106,20 @@ pub struct TokenName {
 }
 
 /// Answer that tells a new token, once.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct NewToken {
     /// What is stored of it.
     #[serde(flatten)]
     pub token: Token,
     /// The token itself.
     pub secret: String,
+}
+
+/// Without the token itself.
+impl std::fmt::Debug for NewToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewToken").field("token", &self.token).finish_non_exhaustive()
+    }
 }
 
 /// Body of requests that name dead letters or parked rows.
@@ -293,7 +300,7 @@ pub struct Consumers {
 pub struct Readiness {
     /// Whether every check is met.
     pub ready: bool,
-    /// The checks; their reasons only for those who may know.
+    /// The checks; none for those who may not know.
     pub checks: BTreeMap<String, CheckReport>,
 }
 

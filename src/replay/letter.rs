@@ -105,6 +105,26 @@ pub struct DeadLetter {
     /// Other dead letters that have to do with it.
     #[serde(default)]
     pub related: Relatives,
+    /// Payload and the producer's own headers are not shown: whoever asked may only look.
+    #[serde(default)]
+    pub is_masked: bool,
+}
+
+impl DeadLetter {
+    /// Without what a producer wrote into it: payload and headers other than the known properties and attributes.
+    #[must_use]
+    pub fn masked(mut self) -> Self {
+        self.payload_text = None;
+        self.payload_base64 = None;
+        if let Some(headers) = self.headers.as_object_mut() {
+            let known = |name: &str| name.starts_with("amqp:") || name.to_ascii_lowercase().starts_with("cloudevents");
+            for (_, value) in headers.iter_mut().filter(|(name, _)| !known(name)) {
+                *value = serde_json::Value::from("masked");
+            }
+        }
+        self.is_masked = true;
+        self
+    }
 }
 
 /// How a payload is to be read.

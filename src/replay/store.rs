@@ -357,6 +357,7 @@ fn dead_letter(row: &Row) -> Result<DeadLetter, DbError> {
         replayed_at: column(row, "replayed_at")?,
         replayed_group: column(row, "replayed_group")?,
         related: Relatives::default(),
+        is_masked: false,
     })
 }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::HeaderMap;
 use uuid::Uuid;
 
+use super::super::guard::Caller;
 use super::super::problem::Problem;
 use super::super::state::{AdminState, end_change, end_read};
-use super::super::wire::{ChangeRequest, Groups, Ids, NoteRequest};
+use super::super::wire::{ChangeRequest, Groups, Ids, NoteRequest, Role};
 use super::{actor, words};
 use crate::db::{DbError, Tx};
 use crate::replay::{
@@ -87,13 +88,16 @@ fn said(what: &'static str, text: Option<String>) -> Result<Option<String>, Prob
 
 pub(super) async fn show(
     State(state): State<Arc<AdminState>>,
+    Extension(caller): Extension<Caller>,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<Json<DeadLetter>, Problem> {
     let Path(id) = id?;
     let tx = state.begin_read().await?;
     let found = replay::show(&tx, id).await;
     let found = end_read(tx, found).await?;
-    found.map(Json).ok_or_else(|| Problem::not_found(&format!("dead letter {id}")))
+    let letter = found.ok_or_else(|| Problem::not_found(&format!("dead letter {id}")))?;
+    // Payloads hold phone numbers and more: who may only look sees what failed and why.
+    Ok(Json(if caller.role == Role::Viewer { letter.masked() } else { letter }))
 }
 
 pub(super) async fn replay(

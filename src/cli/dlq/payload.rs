@@ -25,6 +25,7 @@ pub(super) fn lines(letter: &DeadLetter) -> String {
         (Some(text), _) if letter.payload_kind == PayloadKind::Protobuf => base64_of(text),
         (Some(text), _) => shown(text),
         (None, Some(base64)) => format!("{base64}\n"),
+        (None, None) if letter.is_masked => "(not shown: it needs the role operator)\n".to_owned(),
         (None, None) => String::new(),
     }
 }
