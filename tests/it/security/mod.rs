@@ -3,5 +3,6 @@
 
 mod admin;
 mod authority;
+mod canary;
 mod files;
 mod tls;
