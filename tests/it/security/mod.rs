@@ -5,4 +5,5 @@ mod admin;
 mod authority;
 mod canary;
 mod files;
+mod fuzz;
 mod tls;
