@@ -1,10 +1,12 @@
 # One command for each thing a newcomer or a contributor wants; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test ci ci-setup fmt-check lint unit-and-integration rustdoc deny advisories
+.PHONY: help setup demo bench test fuzz sbom ci ci-setup fmt-check lint unit-and-integration rustdoc deny advisories
 
 # Passed on by `make demo` and `make bench`, e.g. `make demo ARGS=--once`.
 ARGS ?=
+# Of each decoder, for `make fuzz`.
+SECONDS ?= 60
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +23,12 @@ bench: setup ## measure against the limit and the naive way, about 20 minutes (A
 	./target/release/onceflow-bench $(ARGS)
 
 test: setup unit-and-integration ## run every test, on private servers
+
+fuzz: ## feed every decoder mutated input (SECONDS=60 each; what breaks one is kept)
+	ONCEFLOW_FUZZ_SECONDS=$(SECONDS) cargo test --locked --features failpoints --test it security::fuzz -- --nocapture
+
+sbom: ## write what a release is made of to target/sbom.cdx.json (CycloneDX)
+	@mkdir -p target && ./scripts/sbom.sh > target/sbom.cdx.json && echo "target/sbom.cdx.json"
 
 ci: ci-setup fmt-check lint unit-and-integration rustdoc deny advisories ## run all that CI runs
 

@@ -245,8 +245,13 @@ mod tests {
             "hostaddr=10.0.0.1 user=u password=p",
         ] {
             assert_eq!(mode(url).unwrap(), SslMode::Require, "{url}");
-            let plain = if url.contains("://") { if url.contains('?') { "&" } else { "?" } } else { " " };
-            let url = format!("{}{plain}sslmode=disable", url.replace("?sslmode=prefer", ""));
+            let url = url.replace("?sslmode=prefer", "");
+            let sign = match (url.contains("://"), url.contains('?')) {
+                (false, _) => " ",
+                (true, false) => "?",
+                (true, true) => "&",
+            };
+            let url = format!("{url}{sign}sslmode=disable");
             let refused = mode(&url).unwrap_err().to_string();
             assert!(refused.contains("refusing plaintext to") && !refused.contains("u:p"), "{url}: {refused}");
             assert_eq!(

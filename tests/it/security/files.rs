@@ -142,3 +142,20 @@ fn the_lint_for_queries_sees_what_it_is_for_s7_12() {
     assert!(is_built(arguments(bad).split(',').next().unwrap()));
     assert!(!is_built(arguments("SELECT_ALL, &[&name])").split(',').next().unwrap()));
 }
+
+#[test]
+fn the_list_of_what_a_release_is_made_of_is_complete_and_pinned_s7_19() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = std::process::Command::new(root.join("scripts/sbom.sh")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let components = list["components"].as_array().unwrap();
+    for name in ["lapin", "tokio-postgres", "rustls", "aws-lc-sys"] {
+        assert!(components.iter().any(|component| component["name"] == name), "{name} is missing");
+    }
+    for component in components {
+        let pinned = component["hashes"][0]["content"].as_str().is_some_and(|sum| sum.len() == 64);
+        assert!(pinned && component["licenses"].is_array(), "{component}");
+        assert_ne!(component["name"], "ring", "a second provider for TLS");
+    }
+}

@@ -3,5 +3,7 @@
 
 mod admin;
 mod authority;
+mod canary;
 mod files;
+mod fuzz;
 mod tls;
