@@ -194,6 +194,7 @@ fn admin_state(
         token: config.admin.token.clone(),
         paused_changed: pauses.bell(),
         outbox_wakeup: handover.bell(),
+        keep_dead_letters: config.retention.dead_letters,
         version: env!("CARGO_PKG_VERSION"),
     }
 }

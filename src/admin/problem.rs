@@ -71,8 +71,14 @@ impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         let detail = error.to_string();
         match error {
+            // An event failed again in the moment in which its dead letter was restored.
+            ChangeError::Database(error) if error.constraint() == Some("dead_letter_live") => {
+                let detail = "an event of these failed again meanwhile: another dead letter of it is open; try again";
+                Self::new(StatusCode::CONFLICT, "live_again", detail)
+            }
             ChangeError::Database(error) => Self::from(error),
-            ChangeError::ReasonNeeded(_) => Self::invalid("reason_needed", detail),
+            ChangeError::ReasonNeeded(_) | ChangeError::NoReason => Self::invalid("reason_needed", detail),
+            ChangeError::NotArchived(_) => Self::invalid("not_archived", detail),
             ChangeError::NotOpen(_) => Self::invalid("not_open", detail),
             ChangeError::Count { .. } => Self::new(StatusCode::CONFLICT, "count_differs", detail),
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::sync::Notify;
 
@@ -49,11 +50,18 @@ pub struct AdminState {
     pub paused_changed: Arc<Notify>,
     /// Told after rows were put into the outbox.
     pub outbox_wakeup: Arc<Notify>,
+    /// How long closed dead letters are kept; `None` for ever.
+    pub keep_dead_letters: Option<Duration>,
     /// Version of this build.
     pub version: &'static str,
 }
 
 impl AdminState {
+    /// Until when a dead letter that was archived then can be restored at least: retention looks once a minute.
+    pub(super) fn restorable_until(&self, archived_at: Timestamp) -> Option<Timestamp> {
+        archived_at.checked_add(self.keep_dead_letters?).ok()
+    }
+
     /// The queue of each consumer.
     pub(super) fn queues(&self) -> BTreeMap<String, String> {
         self.consumers.iter().map(|c| (c.name.to_owned(), format!("{}.{}", self.prefix, c.name))).collect()

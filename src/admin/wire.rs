@@ -13,13 +13,13 @@ use crate::replay::{Group, Selection};
 /// Header in which a client says who acts; written into the audit. A claim, not a proof.
 pub const ACTOR_HEADER: &str = "onceflow-actor";
 
-/// Body of `POST /api/v1/dlq/replay` and `…/discard`.
+/// Body of `POST /api/v1/dlq/replay`, `…/discard`, `…/archive` and `…/restore`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeRequest {
     /// Which dead letters.
     pub selection: Selection,
-    /// Why; needed for more than one.
+    /// Why; needed for more than one, and for an archive or a restore of any.
     #[serde(default)]
     pub reason: Option<String>,
     /// Only tell what would be done.
@@ -39,9 +39,9 @@ pub struct ChangeRequest {
 pub enum Role {
     /// Looks.
     Viewer,
-    /// Replays, discards, pauses, resumes.
+    /// Replays, discards, archives, pauses, resumes.
     Operator,
-    /// Makes and revokes tokens.
+    /// Makes and revokes tokens, edits dead letters.
     Admin,
 }
 
@@ -149,7 +149,7 @@ pub struct ParkedRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobRequest {
-    /// Replay or discard.
+    /// Replay, discard or archive.
     pub action: Action,
     /// Which dead letters.
     pub selection: Selection,
@@ -275,6 +275,9 @@ pub struct ConsumerReport {
     pub dead_groups: Option<i64>,
     /// Dead letters on their way back.
     pub dead_replaying: Option<i64>,
+    /// Dead letters that are put away.
+    #[serde(default)]
+    pub dead_archived: Option<i64>,
     /// Age of the oldest open dead letter.
     pub dead_oldest_age_seconds: Option<f64>,
     /// The operators' last word on it, if there was any.

@@ -39,7 +39,7 @@ pub struct Summary {
     pub error: String,
     /// Group it belongs to.
     pub group: String,
-    /// open, replaying, replayed or discarded.
+    /// open, replaying, replayed, discarded, archived or edited.
     pub state: String,
     /// Attempts before it was given up.
     pub attempts: i32,
@@ -87,6 +87,9 @@ pub struct DeadLetter {
     pub closed_by: Option<String>,
     /// Why it was closed.
     pub closed_reason: Option<String>,
+    /// Until when it can be restored at least; absent where it isn't archived, or is kept for ever.
+    #[serde(default)]
+    pub restorable_until: Option<Timestamp>,
     /// How the payload is to be read.
     #[serde(default)]
     pub payload_kind: PayloadKind,
@@ -145,7 +148,7 @@ pub struct Relative {
     pub event_id: String,
     /// Stable reason code.
     pub reason_code: String,
-    /// open, replaying, replayed or discarded.
+    /// open, replaying, replayed, discarded, archived or edited.
     pub state: String,
     /// Last failure.
     pub last_failed_at: Timestamp,
@@ -184,7 +187,7 @@ pub struct Settled {
     pub failed_again: usize,
     /// Still on their way.
     pub waiting: usize,
-    /// Gone meanwhile: discarded by someone, or purged.
+    /// Gone meanwhile: discarded, archived or edited by someone, or purged.
     pub other: usize,
 }
 

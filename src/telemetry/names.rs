@@ -17,7 +17,7 @@ pub(super) const PUBLISH_OUTCOMES: [&str; 5] = ["confirmed", "nacked", "returned
 pub(super) const PURPOSES: [&str; 2] = ["consume", "publish"];
 pub(super) const OPERATIONS: [&str; 4] = ["apply", "relay", "dead_letter", "admin"];
 pub(super) const DB_CLASSES: [&str; 6] = ["contention", "timeout", "outage", "permanent", "schema", "bug"];
-pub(super) const DEAD_STATES: [&str; 2] = ["open", "replaying"];
+pub(super) const DEAD_STATES: [&str; 3] = ["open", "replaying", "archived"];
 pub(super) const HTTP_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 /// As the retention names them.
 pub(super) const KEPT_TABLES: [&str; 5] = ["inbox", "dead_letters", "attempts", "jobs", "audit"];

@@ -48,6 +48,7 @@ impl Door {
             token: token.map(Into::into),
             paused_changed: Arc::new(Notify::new()),
             outbox_wakeup: wakeup.clone(),
+            keep_dead_letters: Some(Duration::from_secs(180 * 86_400)),
             version: "test",
         };
         let listener = bind_admin("127.0.0.1:0".parse().unwrap(), token.is_some()).await.unwrap();

@@ -5,6 +5,7 @@
 mod harness;
 
 mod admin;
+mod archive;
 mod bulk;
 mod cli;
 mod delivery;

@@ -22,13 +22,15 @@ use super::wire::ACTOR_HEADER;
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`routes`], below `/api/v1`, as they are counted.
-pub(super) const ROUTES: [&str; 25] = [
+pub(super) const ROUTES: [&str; 27] = [
     "/status",
     "/dlq",
     "/dlq/groups",
     "/dlq/groups/{id}/note",
     "/dlq/replay",
     "/dlq/discard",
+    "/dlq/archive",
+    "/dlq/restore",
     "/dlq/settled",
     "/dlq/{id}",
     "/consumers",
@@ -58,6 +60,8 @@ pub(super) fn routes() -> Router<Arc<AdminState>> {
         .route("/dlq/groups/{id}/note", post(dead_letters::note))
         .route("/dlq/replay", post(dead_letters::replay))
         .route("/dlq/discard", post(dead_letters::discard))
+        .route("/dlq/archive", post(dead_letters::archive))
+        .route("/dlq/restore", post(dead_letters::restore))
         .route("/dlq/settled", post(dead_letters::settled))
         .route("/dlq/{id}", get(dead_letters::show))
         .route("/consumers", get(consumers::list))

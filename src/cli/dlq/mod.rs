@@ -1,5 +1,6 @@
 //! `onceflow dlq …`: dead letters.
 
+mod archive;
 mod bulk;
 mod change;
 mod groups;
@@ -41,6 +42,12 @@ pub(super) enum Command {
     /// Close dead letters for good; they stay readable.
     #[command(after_help = change::DISCARD_EXAMPLES)]
     Discard(change::DiscardArgs),
+    /// Put dead letters away; they can be restored.
+    #[command(after_help = archive::EXAMPLES)]
+    Archive(archive::Args),
+    /// Open archived dead letters again.
+    #[command(after_help = archive::RESTORE_EXAMPLES)]
+    Restore(archive::RestoreArgs),
 }
 
 pub(super) async fn run(context: &Context, command: Command) -> Ending {
@@ -52,5 +59,7 @@ pub(super) async fn run(context: &Context, command: Command) -> Ending {
         Command::Plan(args) => plan::run(context, &args).await,
         Command::Replay(args) => change::replay(context, &args).await,
         Command::Discard(args) => change::discard(context, &args).await,
+        Command::Archive(args) => archive::run(context, &args).await,
+        Command::Restore(args) => archive::restore(context, &args).await,
     }
 }

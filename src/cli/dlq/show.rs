@@ -32,6 +32,10 @@ pub(super) async fn run(context: &Context, args: &Args) -> Ending {
     if letter.summary.state == "open" {
         context.out.say(&format!("  -> onceflow dlq replay {}", letter.summary.id));
     }
+    if letter.summary.state == "archived" {
+        let until = letter.restorable_until.map_or_else(|| "for ever".to_owned(), |at| format!("until {}", time(at)));
+        context.out.say(&format!("  -> onceflow dlq restore {} --reason ...   # possible {until}", letter.summary.id));
+    }
     Ok(Exit::Ok)
 }
 

@@ -87,6 +87,8 @@ pub struct DeadLetterTotals {
     pub open: i64,
     /// On their way back.
     pub replaying: i64,
+    /// Put away, to be restored or removed by retention.
+    pub archived: i64,
     /// Groups of the open ones.
     pub groups: i64,
     /// Age of the oldest open one.

@@ -63,15 +63,16 @@ const REOPEN: &str = "
 
 /// Groups first, from an index alone: counting distinct groups directly would sort all rows.
 const DEAD_LETTER_TOTALS: &str = "
-    SELECT consumer, sum(open)::bigint AS open, sum(replaying)::bigint AS replaying,
+    SELECT consumer, sum(open)::bigint AS open, sum(replaying)::bigint AS replaying, sum(archived)::bigint AS archived,
            count(*) FILTER (WHERE open > 0) AS groups,
            extract(epoch FROM clock_timestamp() - min(oldest))::float8 AS oldest
       FROM (SELECT consumer, onceflow.group_of(group_id, consumer, event_type, stage, reason),
                    count(*) FILTER (WHERE state = 'open') AS open,
                    count(*) FILTER (WHERE state = 'replaying') AS replaying,
+                   count(*) FILTER (WHERE state = 'archived') AS archived,
                    min(first_failed_at) FILTER (WHERE state = 'open') AS oldest
               FROM onceflow.dead_letter
-             WHERE state IN ('open', 'replaying')
+             WHERE state IN ('open', 'replaying', 'archived')
              GROUP BY 1, 2) AS groups
      GROUP BY consumer";
 
@@ -175,6 +176,7 @@ pub(super) async fn dead_letter_totals(tx: &Tx) -> Result<Vec<DeadLetterTotals>,
             consumer: column(row, "consumer")?,
             open: column(row, "open")?,
             replaying: column(row, "replaying")?,
+            archived: column(row, "archived")?,
             groups: column(row, "groups")?,
             oldest_age_seconds: column(row, "oldest")?,
         })

@@ -88,7 +88,7 @@ pub struct FailedTry {
 pub struct DeadLetterState {
     /// Its id, for `onceflow dlq show`.
     pub dead_letter: Uuid,
-    /// open, replaying, replayed or discarded.
+    /// open, replaying, replayed, discarded, archived or edited.
     pub state: String,
     /// Where in its way the event failed.
     pub stage: String,
