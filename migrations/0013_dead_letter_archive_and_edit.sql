@@ -21,7 +21,9 @@ create table onceflow.dead_letter_edit (
     consumer       text        not null,
     source         text        not null,
     event_id       text        not null,
-    -- Identity of the copy: the same source, another id. It is also the id of the outbox row that sent it.
+    -- Identity of the copy: the same source, another id, which is also that of the outbox row that sent it. Its tenant differs from the
+    -- dead letter's where nobody could read whose event that was.
+    copy_tenant    text        not null,
     copy_event_id  text        not null,
     edited_by      text        not null,
     reason         text        not null,
@@ -33,5 +35,4 @@ create table onceflow.dead_letter_edit (
     constraint dead_letter_edit_pkey primary key (tenant, dead_letter_id)
 );
 create index dead_letter_edit_by_event on onceflow.dead_letter_edit (event_id);
--- A copy has one original.
-create unique index dead_letter_edit_by_copy on onceflow.dead_letter_edit (copy_event_id);
+create index dead_letter_edit_by_copy on onceflow.dead_letter_edit (copy_event_id);

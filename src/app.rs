@@ -19,6 +19,7 @@ use crate::config::{Config, Role};
 use crate::db::{self, Pool};
 use crate::health::{Check, Health};
 use crate::outbox::{Handover, Relay, RelaySettings};
+use crate::replay::edit::Rules;
 use crate::replay::job::{self, Runner};
 use crate::retention;
 use crate::runtime::{
@@ -195,7 +196,19 @@ fn admin_state(
         paused_changed: pauses.bell(),
         outbox_wakeup: handover.bell(),
         keep_dead_letters: config.retention.dead_letters,
+        editing: editing(config, consumers),
         version: env!("CARGO_PKG_VERSION"),
+    }
+}
+
+/// Copies go where a single replay goes to.
+fn editing(config: &Config, consumers: &[Arc<dyn AnyConsumer>]) -> Rules {
+    let queue = |c: &Arc<dyn AnyConsumer>| (c.name().to_owned(), config.runtime.names.queue(c.name()));
+    Rules {
+        on: config.edit,
+        consumers: consumers.to_vec(),
+        limits: config.runtime.limits,
+        queues: consumers.iter().map(queue).collect(),
     }
 }
 

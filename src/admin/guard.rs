@@ -75,6 +75,7 @@ pub(super) async fn authorised(State(state): State<Arc<AdminState>>, mut request
 fn needed(method: &Method, path: &str) -> Role {
     match (method, path) {
         (_, path) if path.starts_with("/tokens") => Role::Admin,
+        (&Method::POST, path) if path.starts_with("/dlq/") && path.ends_with("/edit") => Role::Admin,
         (&Method::GET | &Method::HEAD, _) | (_, "/dlq/settled") => Role::Viewer,
         _ => Role::Operator,
     }

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use super::wire::ProblemBody;
 use crate::db::{Class, DbError};
 use crate::replay::ChangeError;
+use crate::replay::edit::EditError;
 use crate::replay::job::JobError;
 
 /// An answer that isn't the one asked for.
@@ -81,6 +82,26 @@ impl From<ChangeError> for Problem {
             ChangeError::NotArchived(_) => Self::invalid("not_archived", detail),
             ChangeError::NotOpen(_) => Self::invalid("not_open", detail),
             ChangeError::Count { .. } => Self::new(StatusCode::CONFLICT, "count_differs", detail),
+        }
+    }
+}
+
+impl From<EditError> for Problem {
+    fn from(error: EditError) -> Self {
+        let detail = error.to_string();
+        let conflict = |code| Self::new(StatusCode::CONFLICT, code, detail.clone());
+        match error {
+            EditError::Database(error) => Self::from(error),
+            EditError::Off => Self::new(StatusCode::FORBIDDEN, "edit_off", detail),
+            EditError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
+            EditError::NoReason => Self::invalid("reason_needed", detail),
+            EditError::Locked { .. } => Self::invalid("locked", detail),
+            EditError::Unchanged => Self::invalid("unchanged", detail),
+            EditError::Refused { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "payload_refused", detail),
+            EditError::NotOpen { .. } => conflict("not_open"),
+            EditError::AlreadyEdited { .. } => conflict("already_edited"),
+            EditError::AlreadyApplied { .. } => conflict("already_applied"),
+            EditError::UnknownConsumer(_) => conflict("unknown_consumer"),
         }
     }
 }

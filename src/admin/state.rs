@@ -12,6 +12,7 @@ use super::problem::Problem;
 use crate::db::{Commit, DbError, Pool, Tx};
 use crate::health::{Check, Health};
 use crate::replay::control;
+use crate::replay::edit::Rules;
 use crate::runtime::EventType;
 
 /// Longest wait of the service for a connection: an operator gets an answer within a second also when the database
@@ -52,6 +53,8 @@ pub struct AdminState {
     pub outbox_wakeup: Arc<Notify>,
     /// How long closed dead letters are kept; `None` for ever.
     pub keep_dead_letters: Option<Duration>,
+    /// What may be edited.
+    pub editing: Rules,
     /// Version of this build.
     pub version: &'static str,
 }

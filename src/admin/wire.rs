@@ -145,6 +145,27 @@ pub struct ParkedRequest {
     pub reason: String,
 }
 
+/// Body of `POST /api/v1/dlq/{id}/edit`. Without a payload it stays as it is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EditRequest {
+    /// The whole new payload, where it is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<String>,
+    /// The whole new payload in base64, where it isn't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_base64: Option<String>,
+    /// Headers of the sender's own, or `amqp:content_type`; null takes one away.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, serde_json::Value>,
+    /// Why; needed unless it is a dry run.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Only tell what would differ.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
 /// Body of `POST /api/v1/jobs`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

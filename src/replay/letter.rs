@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::edit::{self, Edited, Link};
 use super::filter::{Cursor, Filter, MAX_PAGE};
 use super::store;
 use crate::db::{DbError, Tx};
@@ -108,6 +109,12 @@ pub struct DeadLetter {
     /// Other dead letters that have to do with it.
     #[serde(default)]
     pub related: Relatives,
+    /// It was edited: the copy that took its place.
+    #[serde(default)]
+    pub edited_into: Option<Edited>,
+    /// Its event is an edited copy: of what.
+    #[serde(default)]
+    pub edited_from: Option<Edited>,
 }
 
 /// How a payload is to be read.
@@ -229,6 +236,8 @@ pub async fn show(tx: &Tx, id: Uuid) -> Result<Option<DeadLetter>, DbError> {
     if let Some(correlation) = &letter.correlation_id {
         letter.related.same_correlation = store::same_correlation(tx, tenant, correlation, id).await?;
     }
+    let Link { into, from } = edit::links(tx, id, (tenant, &letter.summary.event_id)).await?;
+    (letter.edited_into, letter.edited_from) = (into, from);
     Ok(Some(letter))
 }
 

@@ -7,6 +7,7 @@
 
 mod change;
 pub mod control;
+pub mod edit;
 mod filter;
 mod group;
 pub mod job;

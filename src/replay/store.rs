@@ -428,6 +428,8 @@ fn dead_letter(row: &Row) -> Result<DeadLetter, DbError> {
         replayed_at: column(row, "replayed_at")?,
         replayed_group: column(row, "replayed_group")?,
         related: Relatives::default(),
+        edited_into: None,
+        edited_from: None,
     })
 }
 

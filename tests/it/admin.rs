@@ -8,6 +8,8 @@ use onceflow::admin::{AdminState, BEGIN_WITHIN, ConsumerInfo, bind_admin, serve_
 use onceflow::db::{Pool, Settings};
 use onceflow::domains;
 use onceflow::health::{Check, Health};
+use onceflow::replay::edit::Rules;
+use onceflow::runtime::wire::Limits;
 use onceflow::telemetry;
 use reqwest::{Client, Method, Response};
 use serde_json::{Value, json};
@@ -48,6 +50,12 @@ impl Door {
             token: token.map(Into::into),
             paused_changed: Arc::new(Notify::new()),
             outbox_wakeup: wakeup.clone(),
+            editing: Rules {
+                on: false,
+                consumers: Vec::new(),
+                limits: Limits::default(),
+                queues: std::collections::BTreeMap::new(),
+            },
             keep_dead_letters: Some(Duration::from_secs(180 * 86_400)),
             version: "test",
         };

@@ -10,6 +10,8 @@ mod bulk;
 mod cli;
 mod delivery;
 mod documents;
+mod edit;
+mod edit_races;
 mod fairness;
 #[cfg(feature = "failpoints")]
 mod faults;

@@ -2,6 +2,7 @@
 
 mod consumers;
 mod dead_letters;
+mod edits;
 mod jobs;
 mod outbox;
 mod status;
@@ -11,6 +12,7 @@ mod trace;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderMap, Uri};
 use axum::routing::{get, post};
 
@@ -22,7 +24,7 @@ use super::wire::ACTOR_HEADER;
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`routes`], below `/api/v1`, as they are counted.
-pub(super) const ROUTES: [&str; 27] = [
+pub(super) const ROUTES: [&str; 29] = [
     "/status",
     "/dlq",
     "/dlq/groups",
@@ -32,6 +34,8 @@ pub(super) const ROUTES: [&str; 27] = [
     "/dlq/archive",
     "/dlq/restore",
     "/dlq/settled",
+    "/dlq/{id}/edit",
+    "/dlq/{id}/diff",
     "/dlq/{id}",
     "/consumers",
     "/consumers/{name}/pause",
@@ -64,6 +68,8 @@ pub(super) fn routes() -> Router<Arc<AdminState>> {
         .route("/dlq/restore", post(dead_letters::restore))
         .route("/dlq/settled", post(dead_letters::settled))
         .route("/dlq/{id}", get(dead_letters::show))
+        .route("/dlq/{id}/edit", post(edits::edit).layer(DefaultBodyLimit::max(edits::MAX_BODY_BYTES)))
+        .route("/dlq/{id}/diff", get(edits::diff))
         .route("/consumers", get(consumers::list))
         .route("/consumers/{name}/pause", post(consumers::pause))
         .route("/consumers/{name}/resume", post(consumers::resume))

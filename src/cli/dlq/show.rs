@@ -53,6 +53,15 @@ fn page(letter: &DeadLetter) -> String {
     line("tenant", &s.tenant);
     line("consumer", &format!("{} {}", s.consumer, letter.consumer_version));
     line("state", &state(letter));
+    if let Some(edit) = &letter.edited_into {
+        let copy = edit.copy_dead_letter.map_or_else(String::new, |id| format!(", dead letter {id}"));
+        let (by, at, event) = (&edit.edited_by, time(edit.edited_at), &edit.copy_event_id);
+        line("edited into", &format!("event {event} ({}{copy}) {at} by {by}: {}", edit.copy_state, edit.reason));
+    }
+    if let Some(edit) = &letter.edited_from {
+        let (by, at, event) = (&edit.edited_by, time(edit.edited_at), &edit.event_id);
+        line("edited from", &format!("event {event}, dead letter {} {at} by {by}: {}", edit.dead_letter, edit.reason));
+    }
     line("failed", &format!("at {} with {} (group {})", s.stage, s.reason_code, s.group));
     if let Some(text) = &letter.group_text {
         line("group's error", text);

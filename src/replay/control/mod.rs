@@ -178,7 +178,8 @@ pub async fn retry_parked(tx: &Tx, ids: &[Uuid], by: (&str, &str)) -> Result<usi
     Ok(freed)
 }
 
-/// Drops parked rows for good: those downstream events are never published. Returns how many were dropped.
+/// Drops parked rows for good: those downstream events are never published. Edited copies of dead letters stay. Returns how many were
+/// dropped.
 ///
 /// # Errors
 /// When the database fails; then the transaction is to be rolled back.

@@ -55,7 +55,12 @@ const UNPARK: &str = "
     UPDATE onceflow.outbox SET parked_at = NULL, parked_reason = NULL, attempts = 0
      WHERE id = ANY ($1) AND parked_at IS NOT NULL";
 
-const DELETE_PARKED: &str = "DELETE FROM onceflow.outbox WHERE id = ANY ($1) AND parked_at IS NOT NULL RETURNING id";
+/// An edited copy is all that is left of its event: it can only be tried again.
+const DELETE_PARKED: &str = "
+    DELETE FROM onceflow.outbox AS o
+     WHERE o.id = ANY ($1) AND o.parked_at IS NOT NULL
+       AND NOT EXISTS (SELECT FROM onceflow.dead_letter_edit AS e WHERE e.copy_event_id = o.id::text AND e.copy_tenant = o.tenant)
+    RETURNING o.id";
 
 /// A replay whose outbox row is dropped never reaches its consumer: its dead letter waits for someone again.
 const REOPEN: &str = "

@@ -34,6 +34,8 @@ pub enum What {
     Dead(DeadLetterState),
     /// An operator sent the dead letter again.
     Replayed(Hand),
+    /// An edited copy took the place of an event: told of both.
+    Edited(Edit),
     /// An operator changed something else by hand.
     Changed(Hand),
     /// The consumer applied it.
@@ -117,6 +119,21 @@ pub struct Hand {
     pub actor: String,
     /// Why.
     pub reason: Option<String>,
+}
+
+/// An edit of a dead letter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Edit {
+    /// The dead letter that was edited.
+    pub edited_dead_letter: Uuid,
+    /// The event of which it was.
+    pub original_event_id: String,
+    /// The event that took its place.
+    pub copy_event_id: String,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// What the inbox has of it.

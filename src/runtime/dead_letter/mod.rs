@@ -7,5 +7,5 @@ mod fingerprint;
 mod record;
 mod store;
 
-pub(crate) use record::{DeadLetter, Identity};
+pub(crate) use record::{DeadLetter, Identity, stored_headers};
 pub(crate) use store::{bury, close_replayed};
