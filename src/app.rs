@@ -19,6 +19,7 @@ use crate::config::{Config, Role};
 use crate::db::{self, Pool};
 use crate::health::{Check, Health};
 use crate::outbox::{Handover, Relay, RelaySettings};
+use crate::replay::edit::Rules;
 use crate::replay::job::{self, Loads, Outlook, Runner};
 use crate::retention;
 use crate::runtime::{
@@ -198,7 +199,20 @@ fn admin_state(
         outbox_wakeup: handover.bell(),
         second_person_above: config.admin.second_person_above,
         loads: loads.clone(),
+        keep_dead_letters: config.retention.dead_letters,
+        editing: editing(config, consumers),
         version: env!("CARGO_PKG_VERSION"),
+    }
+}
+
+/// Copies go where a single replay goes to.
+fn editing(config: &Config, consumers: &[Arc<dyn AnyConsumer>]) -> Rules {
+    let queue = |c: &Arc<dyn AnyConsumer>| (c.name().to_owned(), config.runtime.names.queue(c.name()));
+    Rules {
+        on: config.edit,
+        consumers: consumers.to_vec(),
+        limits: config.runtime.limits,
+        queues: consumers.iter().map(queue).collect(),
     }
 }
 

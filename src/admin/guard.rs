@@ -96,6 +96,7 @@ pub(super) async fn authorised(
 pub(super) fn needed(method: &Method, path: &str) -> Role {
     match (method, path) {
         (_, path) if path.starts_with("/tokens") => Role::Admin,
+        (&Method::POST, path) if path.starts_with("/dlq/") && path.ends_with("/edit") => Role::Admin,
         (&Method::GET | &Method::HEAD, _) | (_, "/dlq/settled") => Role::Viewer,
         _ => Role::Operator,
     }

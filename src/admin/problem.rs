@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use super::wire::ProblemBody;
 use crate::db::{Class, DbError};
 use crate::replay::ChangeError;
+use crate::replay::edit::EditError;
 use crate::replay::job::JobError;
 
 /// Every stable code with what it says; the document lists them.
@@ -119,10 +120,36 @@ impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         let detail = error.to_string();
         match error {
+            // An event failed again in the moment in which its dead letter was restored.
+            ChangeError::Database(error) if error.constraint() == Some("dead_letter_live") => {
+                let detail = "an event of these failed again meanwhile: another dead letter of it is open; try again";
+                Self::new(StatusCode::CONFLICT, "live_again", detail)
+            }
             ChangeError::Database(error) => Self::from(error),
-            ChangeError::ReasonNeeded(_) => Self::invalid("reason_needed", detail),
+            ChangeError::ReasonNeeded(_) | ChangeError::NoReason => Self::invalid("reason_needed", detail),
+            ChangeError::NotArchived(_) => Self::invalid("not_archived", detail),
             ChangeError::NotOpen(_) => Self::invalid("not_open", detail),
             ChangeError::Count { .. } => Self::new(StatusCode::CONFLICT, "count_differs", detail),
+        }
+    }
+}
+
+impl From<EditError> for Problem {
+    fn from(error: EditError) -> Self {
+        let detail = error.to_string();
+        let conflict = |code| Self::new(StatusCode::CONFLICT, code, detail.clone());
+        match error {
+            EditError::Database(error) => Self::from(error),
+            EditError::Off => Self::new(StatusCode::FORBIDDEN, "edit_off", detail),
+            EditError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
+            EditError::NoReason => Self::invalid("reason_needed", detail),
+            EditError::Locked { .. } => Self::invalid("locked", detail),
+            EditError::Unchanged => Self::invalid("unchanged", detail),
+            EditError::Refused { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "payload_refused", detail),
+            EditError::NotOpen { .. } => conflict("not_open"),
+            EditError::AlreadyEdited { .. } => conflict("already_edited"),
+            EditError::AlreadyApplied { .. } => conflict("already_applied"),
+            EditError::UnknownConsumer(_) => conflict("unknown_consumer"),
         }
     }
 }

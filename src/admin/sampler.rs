@@ -70,6 +70,7 @@ fn record(state: &AdminState, sample: &Sample) {
         let totals = dead.get(consumer.name).map_or_else(DeadLetters::default, |d| DeadLetters {
             open: d.open,
             replaying: d.replaying,
+            archived: d.archived,
             groups: d.groups,
             oldest_age_seconds: d.oldest_age_seconds.unwrap_or(0.0),
         });

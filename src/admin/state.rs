@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use secrecy::SecretString;
 use tokio::sync::Notify;
 
@@ -11,6 +12,7 @@ use super::problem::Problem;
 use crate::db::{Commit, DbError, Pool, Tx};
 use crate::health::{Check, Health};
 use crate::replay::control;
+use crate::replay::edit::Rules;
 use crate::replay::job::Loads;
 use crate::runtime::EventType;
 
@@ -54,11 +56,20 @@ pub struct AdminState {
     pub second_person_above: u32,
     /// How busy the consumers are.
     pub loads: Arc<Loads>,
+    /// How long closed dead letters are kept; `None` for ever.
+    pub keep_dead_letters: Option<Duration>,
+    /// What may be edited.
+    pub editing: Rules,
     /// Version of this build.
     pub version: &'static str,
 }
 
 impl AdminState {
+    /// Until when a dead letter that was archived then can be restored at least: retention looks once a minute.
+    pub(super) fn restorable_until(&self, archived_at: Timestamp) -> Option<Timestamp> {
+        archived_at.checked_add(self.keep_dead_letters?).ok()
+    }
+
     /// The queue of each consumer.
     pub(super) fn queues(&self) -> BTreeMap<String, String> {
         self.consumers.iter().map(|c| (c.name.to_owned(), format!("{}.{}", self.prefix, c.name))).collect()

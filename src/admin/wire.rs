@@ -14,13 +14,13 @@ use crate::replay::{Group, Selection};
 /// Header in which a client says who acts; written into the audit. A claim, not a proof.
 pub const ACTOR_HEADER: &str = "onceflow-actor";
 
-/// Body of `POST /api/v1/dlq/replay` and `…/discard`.
+/// Body of `POST /api/v1/dlq/replay`, `…/discard`, `…/archive` and `…/restore`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeRequest {
     /// Which dead letters.
     pub selection: Selection,
-    /// Why; needed for more than one.
+    /// Why; needed for more than one, and for an archive or a restore of any.
     #[serde(default)]
     pub reason: Option<String>,
     /// Only tell what would be done.
@@ -40,9 +40,9 @@ pub struct ChangeRequest {
 pub enum Role {
     /// Looks.
     Viewer,
-    /// Replays, discards, pauses, resumes.
+    /// Replays, discards, archives, pauses, resumes.
     Operator,
-    /// Makes and revokes tokens.
+    /// Makes and revokes tokens, edits dead letters.
     Admin,
 }
 
@@ -153,11 +153,32 @@ pub struct ParkedRequest {
     pub reason: String,
 }
 
+/// Body of `POST /api/v1/dlq/{id}/edit`. Without a payload it stays as it is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EditRequest {
+    /// The whole new payload, where it is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<String>,
+    /// The whole new payload in base64, where it isn't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload_base64: Option<String>,
+    /// Headers of the sender's own, or `amqp:content_type`; null takes one away.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, serde_json::Value>,
+    /// Why; needed unless it is a dry run.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Only tell what would differ.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
 /// Body of `POST /api/v1/jobs`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobRequest {
-    /// Replay or discard.
+    /// Replay, discard or archive.
     pub action: Action,
     /// Which dead letters.
     pub selection: Selection,
@@ -283,6 +304,9 @@ pub struct ConsumerReport {
     pub dead_groups: Option<i64>,
     /// Dead letters on their way back.
     pub dead_replaying: Option<i64>,
+    /// Dead letters that are put away.
+    #[serde(default)]
+    pub dead_archived: Option<i64>,
     /// Age of the oldest open dead letter.
     pub dead_oldest_age_seconds: Option<f64>,
     /// Events that wait behind failed ones of their keys; absent when the database is away.

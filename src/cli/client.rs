@@ -113,6 +113,7 @@ impl Client {
 
 fn refused(status: StatusCode, body: &ProblemBody) -> Failure {
     let (exit, remedy) = match status.as_u16() {
+        403 if body.code == "edit_off" => (Exit::Denied, None),
         401 | 403 | 429 => (Exit::Denied, Some("--token-file FILE or ONCEFLOW_ADMIN_TOKEN")),
         404 => (Exit::NotFound, None),
         409 if body.code == "count_differs" => (Exit::Conflict, Some("look again, then repeat with the new count")),

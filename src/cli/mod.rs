@@ -58,10 +58,10 @@ enum Command {
     /// Event types, samples, publishing one, and what became of it: the producers' tool.
     #[command(subcommand)]
     Events(events::Command),
-    /// Dead letters: look, replay, discard.
+    /// Dead letters: look, replay, archive, discard.
     #[command(subcommand)]
     Dlq(dlq::Command),
-    /// Replays and discards of many dead letters: watch, pause, resume, cancel.
+    /// Replays, archives and discards of many dead letters: watch, pause, resume, cancel.
     #[command(subcommand)]
     Jobs(jobs::Command),
     /// Consumers: list, pause, resume.

@@ -54,6 +54,8 @@ pub struct Config {
     pub consumers: Vec<ConsumerSettings>,
     /// What happens to downstream events that no queue is bound for.
     pub unroutable: Unroutable,
+    /// Whether dead letters can be edited.
+    pub edit: bool,
     /// How long rows are kept.
     pub retention: Policy,
     /// Health, metrics and API.
@@ -75,6 +77,7 @@ pub fn load(path: Option<&Path>, consumers: &[&str]) -> Result<Config, ConfigErr
         runtime: runtime::read(&mut reader),
         consumers: consumers.iter().map(|name| runtime::read_consumer(&mut reader, name)).collect(),
         unroutable: runtime::read_unroutable(&mut reader),
+        edit: reader.get("replay.edit", false),
         retention: retention::read(&mut reader),
         admin: admin::read(&mut reader),
         log: admin::read_log(&mut reader),

@@ -27,6 +27,7 @@ mod supply;
 mod sweep;
 
 pub use handover::Handover;
+pub(crate) use publishing::stored_message;
 pub use relay::{Relay, RelaySettings, Unroutable};
 pub use row::OutboxRow;
 pub use store::append_and_commit;

@@ -1,5 +1,6 @@
 //! From rows to messages.
 
+use bytes::Bytes;
 use serde_json::Value;
 
 use super::row::Pending;
@@ -21,8 +22,13 @@ pub(super) fn outgoing(row: &mut Pending, egress: &str) -> Outgoing {
 }
 
 fn stored(row: &mut Pending) -> Message {
-    let mut message = Message { body: row.body.clone(), ..Message::default() };
-    overlay(&mut message, Vec::new(), row.headers.take());
+    stored_message(row.headers.take(), row.body.clone())
+}
+
+/// The message that is stored with these headers: keys `amqp:…` are properties, all others headers.
+pub(crate) fn stored_message(headers: Value, body: Bytes) -> Message {
+    let mut message = Message { body, ..Message::default() };
+    overlay(&mut message, Vec::new(), headers);
     message
 }
 

@@ -1,14 +1,18 @@
-//! Replay and discard: all of a selection, or nothing where the count isn't what the operator expected.
+//! Replay, discard, archive and restore: all of a selection, or nothing where the count isn't what the operator expected.
+//!
+//! An archive can be undone until retention removes the dead letter, a discard can't. Neither touches the inbox: an event that its
+//! producer sends again is tried again.
 
 use std::collections::{BTreeMap, HashSet};
 
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::filter::{Selection, State};
+use super::filter::{Filter, Selection, State};
 use super::letter::Settled;
-use super::store::{self, Candidate};
+use super::store::{self, Candidate, Operation};
 use crate::db::{DbError, Tx};
 
 /// Most dead letters that one call changes; the rest is counted and left for the next call.
@@ -19,7 +23,7 @@ pub const MAX_CHANGES: usize = 10_000;
 pub struct Change {
     /// Which dead letters.
     pub selection: Selection,
-    /// Why; needed for more than one.
+    /// Why; needed for more than one, and for an archive or a restore of any.
     pub reason: Option<String>,
     /// Who.
     pub actor: String,
@@ -45,6 +49,9 @@ pub struct Done {
     pub left: usize,
     /// Nothing was changed: a plan only.
     pub dry_run: bool,
+    /// Until when archived ones can be restored at least; absent for other changes, and where they are kept for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restorable_until: Option<Timestamp>,
     /// Consumer of each id, until they are counted.
     #[serde(skip)]
     pub(crate) owners: Vec<String>,
@@ -66,12 +73,20 @@ pub struct Ineligible {
 pub enum Why {
     /// No dead letter has this id.
     NotFound,
+    /// It is open: there is nothing to restore.
+    Open,
     /// It is on its way already.
     Replaying,
     /// It was replayed with success.
     Replayed,
     /// Somebody dropped it.
     Discarded,
+    /// Somebody put it away.
+    Archived,
+    /// An edited copy took its place.
+    Edited,
+    /// Its event has failed again since: another dead letter of it is live.
+    LiveAgain,
     /// This build has no consumer of that name, so nobody would receive it.
     UnknownConsumer,
 }
@@ -84,6 +99,10 @@ impl Why {
             Self::Replaying => "already replaying",
             Self::Replayed => "already replayed",
             Self::Discarded => "discarded",
+            Self::Open => "open already",
+            Self::Archived => "archived: restore it first",
+            Self::Edited => "edited: its copy took its place",
+            Self::LiveAgain => "its event failed again since, another dead letter of it is open",
             Self::UnknownConsumer => "no such consumer in this build",
         }
     }
@@ -109,6 +128,32 @@ pub enum ChangeError {
     /// Only open dead letters can be changed.
     #[error("only open dead letters can be changed, not {0} ones")]
     NotOpen(&'static str),
+    /// Only archived dead letters can be restored.
+    #[error("only archived dead letters can be restored, not {0} ones")]
+    NotArchived(&'static str),
+    /// Nobody said why.
+    #[error("a reason is needed: it is kept in the audit")]
+    NoReason,
+}
+
+/// What is to be done with those that are eligible.
+#[derive(Debug, Clone, Copy)]
+enum Verb<'a> {
+    /// To these queues.
+    Replay(&'a BTreeMap<String, String>),
+    Discard,
+    Archive,
+    Restore,
+}
+
+impl Verb<'_> {
+    /// The state that a dead letter must be in.
+    fn from(self) -> State {
+        match self {
+            Self::Restore => State::Archived,
+            Self::Replay(_) | Self::Discard | Self::Archive => State::Open,
+        }
+    }
 }
 
 /// Sends the selected open dead letters to the consumers that failed, through the outbox. `queues` names the queue of each
@@ -117,7 +162,7 @@ pub enum ChangeError {
 /// # Errors
 /// When the count differs, a reason is missing or the database fails; then the transaction is to be rolled back.
 pub async fn replay(tx: &Tx, change: &Change, queues: &BTreeMap<String, String>) -> Result<Done, ChangeError> {
-    let plan = plan(tx, change, Some(queues)).await?;
+    let plan = plan(tx, change, Verb::Replay(queues)).await?;
     if change.dry_run || plan.ids.is_empty() {
         return Ok(plan);
     }
@@ -133,13 +178,67 @@ pub async fn replay(tx: &Tx, change: &Change, queues: &BTreeMap<String, String>)
 /// # Errors
 /// As [`replay`].
 pub async fn discard(tx: &Tx, change: &Change) -> Result<Done, ChangeError> {
-    let plan = plan(tx, change, None).await?;
+    let plan = plan(tx, change, Verb::Discard).await?;
     if change.dry_run || plan.ids.is_empty() {
         return Ok(plan);
     }
-    store::mark_discarded(tx, &plan.ids, &change.actor, change.reason.as_deref()).await?;
+    store::close(tx, &plan.ids, "discarded", (&change.actor, change.reason.as_deref())).await?;
     store::audit(tx, "dlq.discard", change, &plan.ids).await?;
     Ok(plan)
+}
+
+/// Puts the selected open dead letters away; [`restore`] undoes it. The answer's time is that of the archive: until when they can be
+/// restored is for the caller to add, who knows how long they are kept.
+///
+/// # Errors
+/// As [`replay`], and without a reason.
+pub async fn archive(tx: &Tx, change: &Change) -> Result<(Done, Option<Timestamp>), ChangeError> {
+    needs_reason(change)?;
+    let plan = plan(tx, change, Verb::Archive).await?;
+    if change.dry_run || plan.ids.is_empty() {
+        return Ok((plan, None));
+    }
+    let at = store::close(tx, &plan.ids, "archived", (&change.actor, change.reason.as_deref())).await?;
+    audit_each(tx, (change, "archive"), &plan.ids, ("open", "archived")).await?;
+    Ok((plan, at))
+}
+
+/// Opens the selected archived dead letters again. Nothing is sent.
+///
+/// # Errors
+/// As [`archive`].
+pub async fn restore(tx: &Tx, change: &Change) -> Result<Done, ChangeError> {
+    needs_reason(change)?;
+    let plan = plan(tx, change, Verb::Restore).await?;
+    if change.dry_run || plan.ids.is_empty() {
+        return Ok(plan);
+    }
+    store::restore(tx, &plan.ids).await?;
+    audit_each(tx, (change, "restore"), &plan.ids, ("archived", "open")).await?;
+    Ok(plan)
+}
+
+fn needs_reason(change: &Change) -> Result<(), ChangeError> {
+    let silent = change.reason.as_deref().is_none_or(|reason| reason.trim().is_empty());
+    if silent && !change.dry_run { Err(ChangeError::NoReason) } else { Ok(()) }
+}
+
+async fn audit_each(
+    tx: &Tx,
+    (change, verb): (&Change, &str),
+    ids: &[Uuid],
+    states: (&str, &str),
+) -> Result<(), DbError> {
+    let (subject, filter) = match &change.selection {
+        Selection::Ids(_) => ("ids".to_owned(), None),
+        Selection::Filter(filter) => {
+            (filter.group.as_ref().map_or_else(|| "filter".to_owned(), |group| format!("group {group}")), Some(filter))
+        }
+    };
+    let operation =
+        Operation { verb, subject: &subject, actor: &change.actor, reason: change.reason.as_deref(), states };
+    let detail = serde_json::json!({ "count": ids.len(), "filter": filter });
+    store::audit_each(tx, &operation, ids, &detail).await
 }
 
 /// How far these replayed dead letters are.
@@ -162,21 +261,19 @@ pub async fn settled(tx: &Tx, ids: &[Uuid]) -> Result<Settled, DbError> {
 }
 
 /// Resolves the selection and locks what is eligible, in one order for everybody.
-async fn plan(tx: &Tx, change: &Change, queues: Option<&BTreeMap<String, String>>) -> Result<Done, ChangeError> {
+async fn plan(tx: &Tx, change: &Change, verb: Verb<'_>) -> Result<Done, ChangeError> {
     let max = change.max.unwrap_or(MAX_CHANGES).min(MAX_CHANGES);
     let (eligible, mut done) = match &change.selection {
         Selection::Ids(ids) => {
             let found = store::lock_by_id(tx, ids).await?;
             let missing = missing(ids, &found);
-            let done = judge(found, queues, missing);
+            let done = judged(tx, found, verb, missing).await?;
             (done.ids.len(), done)
         }
         Selection::Filter(filter) => {
-            if let Some(state) = filter.state.filter(|state| *state != State::Open) {
-                return Err(ChangeError::NotOpen(state.as_str()));
-            }
-            let matching = store::count(tx, filter).await?;
-            let done = judge(store::lock_by_filter(tx, filter, max).await?, queues, Vec::new());
+            let filter = in_its_state(filter, verb)?;
+            let matching = store::count(tx, &filter).await?;
+            let done = judged(tx, store::lock_by_filter(tx, &filter, max).await?, verb, Vec::new()).await?;
             // Fewer rows than the bound are all there are, whatever the count a moment ago.
             let seen = done.ids.len() + done.ineligible.len();
             (if seen < max { done.ids.len() } else { matching.saturating_sub(done.ineligible.len()) }, done)
@@ -194,30 +291,62 @@ async fn plan(tx: &Tx, change: &Change, queues: Option<&BTreeMap<String, String>
     Ok(done)
 }
 
+/// The filter restricted to what the verb can change.
+fn in_its_state(filter: &Filter, verb: Verb<'_>) -> Result<Filter, ChangeError> {
+    let from = verb.from();
+    match filter.state.filter(|state| *state != from) {
+        Some(state) if from == State::Archived => Err(ChangeError::NotArchived(state.as_str())),
+        Some(state) => Err(ChangeError::NotOpen(state.as_str())),
+        None => Ok(Filter { state: Some(from), ..filter.clone() }),
+    }
+}
+
+async fn judged(tx: &Tx, found: Vec<Candidate>, verb: Verb<'_>, missing: Vec<Ineligible>) -> Result<Done, DbError> {
+    let live = match verb {
+        Verb::Restore => {
+            let ids: Vec<Uuid> = found.iter().map(|candidate| candidate.id).collect();
+            store::live_again(tx, &ids).await?.into_iter().collect()
+        }
+        Verb::Replay(_) | Verb::Discard | Verb::Archive => HashSet::new(),
+    };
+    Ok(judge(found, verb, missing, &live))
+}
+
 fn missing(asked: &[Uuid], found: &[Candidate]) -> Vec<Ineligible> {
     let known: HashSet<Uuid> = found.iter().map(|c| c.id).collect();
     let unknown = asked.iter().filter(|id| !known.contains(id));
     unknown.map(|id| Ineligible { id: *id, why: Why::NotFound }).collect()
 }
 
-/// Splits what was found by whether it can be changed. Without queues (a discard) the consumer doesn't matter.
-fn judge(found: Vec<Candidate>, queues: Option<&BTreeMap<String, String>>, missing: Vec<Ineligible>) -> Done {
+/// Splits what was found by whether it can be changed. The consumer matters only where something is sent to it. `live` are those
+/// whose event has another live dead letter.
+fn judge(found: Vec<Candidate>, verb: Verb<'_>, missing: Vec<Ineligible>, live: &HashSet<Uuid>) -> Done {
     let mut done = Done { ineligible: missing, ..Done::default() };
     for candidate in found {
-        let unknown_consumer = queues.is_some_and(|queues| !queues.contains_key(&candidate.consumer));
-        let why = match candidate.state.as_str() {
-            "open" if unknown_consumer => Some(Why::UnknownConsumer),
-            "open" => None,
-            "replaying" => Some(Why::Replaying),
-            "replayed" => Some(Why::Replayed),
-            _ => Some(Why::Discarded),
-        };
-        match why {
+        match why_not(&candidate, verb, live) {
             Some(why) => done.ineligible.push(Ineligible { id: candidate.id, why }),
             None => done.choose(candidate),
         }
     }
     done
+}
+
+fn why_not(candidate: &Candidate, verb: Verb<'_>, live: &HashSet<Uuid>) -> Option<Why> {
+    if candidate.state == verb.from().as_str() {
+        return match verb {
+            Verb::Replay(queues) if !queues.contains_key(&candidate.consumer) => Some(Why::UnknownConsumer),
+            Verb::Restore if live.contains(&candidate.id) => Some(Why::LiveAgain),
+            Verb::Replay(_) | Verb::Discard | Verb::Archive | Verb::Restore => None,
+        };
+    }
+    Some(match candidate.state.as_str() {
+        "open" => Why::Open,
+        "replaying" => Why::Replaying,
+        "replayed" => Why::Replayed,
+        "archived" => Why::Archived,
+        "edited" => Why::Edited,
+        _ => Why::Discarded,
+    })
 }
 
 impl Done {
@@ -247,12 +376,23 @@ mod tests {
     fn only_open_letters_of_known_consumers_are_replayed() {
         let queues = BTreeMap::from([("org".to_owned(), "onceflow.org".to_owned())]);
         let found = vec![candidate(1, "org", "open"), candidate(2, "gone", "open"), candidate(3, "org", "replaying")];
-        let mut done = judge(found, Some(&queues), Vec::new());
+        let mut done = judge(found, Verb::Replay(&queues), Vec::new(), &HashSet::new());
         done.keep(10);
         assert_eq!(done.ids, [Uuid::from_u128(1)]);
         assert_eq!(done.consumers, BTreeMap::from([("org".to_owned(), 1)]));
         let whys: Vec<Why> = done.ineligible.iter().map(|i| i.why).collect();
         assert_eq!(whys, [Why::UnknownConsumer, Why::Replaying]);
+    }
+
+    #[test]
+    fn only_archived_letters_whose_event_is_not_live_again_are_restored() {
+        let states = ["archived", "archived", "open", "discarded", "edited"];
+        let found = states.iter().zip(1..).map(|(state, n)| candidate(n, "org", state)).collect();
+        let live = HashSet::from([Uuid::from_u128(2)]);
+        let done = judge(found, Verb::Restore, Vec::new(), &live);
+        assert_eq!(done.ids, [Uuid::from_u128(1)]);
+        let whys: Vec<Why> = done.ineligible.iter().map(|i| i.why).collect();
+        assert_eq!(whys, [Why::LiveAgain, Why::Open, Why::Discarded, Why::Edited]);
     }
 
     #[test]
@@ -265,7 +405,7 @@ mod tests {
     #[test]
     fn a_bounded_change_keeps_the_oldest_and_counts_only_those() {
         let found = (1..=5).map(|n| candidate(n, "org", "open")).collect();
-        let mut done = judge(found, None, Vec::new());
+        let mut done = judge(found, Verb::Discard, Vec::new(), &HashSet::new());
         done.keep(2);
         assert_eq!(done.ids.len(), 2);
         assert_eq!(done.consumers["org"], 2);

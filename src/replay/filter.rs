@@ -100,13 +100,17 @@ pub enum State {
     Replayed,
     /// Dropped by an operator.
     Discarded,
+    /// Put away by an operator; can be restored.
+    Archived,
+    /// Replaced by an edited copy.
+    Edited,
     /// Whatever the state.
     Any,
 }
 
 impl State {
     /// Those that a row can have.
-    pub(super) const STORED: [&'static str; 4] = ["open", "replaying", "replayed", "discarded"];
+    pub(super) const STORED: [&'static str; 6] = ["open", "replaying", "replayed", "discarded", "archived", "edited"];
 
     /// The stable name, as stored and shown.
     pub fn as_str(self) -> &'static str {
@@ -115,6 +119,8 @@ impl State {
             Self::Replaying => "replaying",
             Self::Replayed => "replayed",
             Self::Discarded => "discarded",
+            Self::Archived => "archived",
+            Self::Edited => "edited",
             Self::Any => "any",
         }
     }
@@ -189,7 +195,7 @@ mod tests {
 
     #[test]
     fn every_state_that_can_be_asked_for_is_one_that_rows_have() {
-        let asked = [State::Open, State::Replaying, State::Replayed, State::Discarded];
+        let asked = [State::Open, State::Replaying, State::Replayed, State::Discarded, State::Archived, State::Edited];
         assert_eq!(asked.map(State::as_str), State::STORED);
     }
 

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::edit::{self, Edited, Link};
 use super::filter::{Cursor, Filter, MAX_PAGE};
 use super::store;
 use crate::db::{DbError, Tx};
@@ -41,7 +42,7 @@ pub struct Summary {
     pub error: String,
     /// Group it belongs to.
     pub group: String,
-    /// open, replaying, replayed or discarded.
+    /// open, replaying, replayed, discarded, archived or edited.
     pub state: String,
     /// Attempts before it was given up.
     pub attempts: i32,
@@ -92,6 +93,9 @@ pub struct DeadLetter {
     pub closed_by: Option<String>,
     /// Why it was closed.
     pub closed_reason: Option<String>,
+    /// Until when it can be restored at least; absent where it isn't archived, or is kept for ever.
+    #[serde(default)]
+    pub restorable_until: Option<Timestamp>,
     /// How the payload is to be read.
     #[serde(default)]
     pub payload_kind: PayloadKind,
@@ -110,6 +114,12 @@ pub struct DeadLetter {
     /// Other dead letters that have to do with it.
     #[serde(default)]
     pub related: Relatives,
+    /// It was edited: the copy that took its place.
+    #[serde(default)]
+    pub edited_into: Option<Edited>,
+    /// Its event is an edited copy: of what.
+    #[serde(default)]
+    pub edited_from: Option<Edited>,
     /// Payload and the producer's own headers are not shown: whoever asked may only look.
     #[serde(default)]
     pub is_masked: bool,
@@ -170,7 +180,7 @@ pub struct Relative {
     pub event_id: String,
     /// Stable reason code.
     pub reason_code: String,
-    /// open, replaying, replayed or discarded.
+    /// open, replaying, replayed, discarded, archived or edited.
     pub state: String,
     /// Last failure.
     pub last_failed_at: Timestamp,
@@ -211,7 +221,7 @@ pub struct Settled {
     pub failed_again: usize,
     /// Still on their way.
     pub waiting: usize,
-    /// Gone meanwhile: discarded by someone, or purged.
+    /// Gone meanwhile: discarded, archived or edited by someone, or purged.
     pub other: usize,
 }
 
@@ -253,6 +263,8 @@ pub async fn show(tx: &Tx, id: Uuid) -> Result<Option<DeadLetter>, DbError> {
     if let Some(correlation) = &letter.correlation_id {
         letter.related.same_correlation = store::same_correlation(tx, tenant, correlation, id).await?;
     }
+    let Link { into, from } = edit::links(tx, id, (tenant, &letter.summary.event_id)).await?;
+    (letter.edited_into, letter.edited_from) = (into, from);
     Ok(Some(letter))
 }
 

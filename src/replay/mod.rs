@@ -1,4 +1,4 @@
-//! What operators do by hand: look at dead letters, send them again, drop them; pause consumers; free parked outbox rows.
+//! What operators do by hand: look at dead letters, send them again, put them away, drop them; pause consumers; free parked outbox rows.
 //!
 //! A replay goes only to the consumer that failed, through the outbox like any downstream event, with the message as it was.
 //! Its way: `open` → `replaying` (outbox row written in the same transaction) → `replayed` when the consumer's inbox has
@@ -7,6 +7,7 @@
 
 mod change;
 pub mod control;
+pub mod edit;
 mod filter;
 mod group;
 pub mod job;
@@ -14,7 +15,7 @@ mod letter;
 mod store;
 pub mod trace;
 
-pub use change::{Change, ChangeError, Done, Ineligible, MAX_CHANGES, Why, discard, replay, settled};
+pub use change::{Change, ChangeError, Done, Ineligible, MAX_CHANGES, Why, archive, discard, replay, restore, settled};
 pub use filter::{Cursor, CursorError, Filter, MAX_PAGE, Selection, State};
 pub use group::{Group, LastReplay, Note, Noted, groups, note};
 pub use letter::{

@@ -154,15 +154,52 @@ const MARK_REPLAYING: &str = "
       FROM unnest($1::uuid[], $2::uuid[]) AS r (id, replay_id)
      WHERE d.id = r.id AND d.state = 'open'";
 
-const MARK_DISCARDED: &str = "
+/// All of one call have the same time, so that one answer tells until when they can be restored.
+const CLOSE: &str = "
     UPDATE onceflow.dead_letter
-       SET state = 'discarded', closed_at = clock_timestamp(), closed_by = $2, closed_reason = $3
-     WHERE id = ANY ($1) AND state = 'open'";
+       SET state = $4, closed_at = statement_timestamp(), closed_by = $2, closed_reason = $3
+     WHERE id = ANY ($1) AND state = 'open'
+    RETURNING closed_at";
+
+/// Which of these events have another dead letter that is live, or that takes the place: it came after the archive.
+const LIVE_AGAIN: &str = "
+    SELECT d.id
+      FROM onceflow.dead_letter AS d
+     WHERE d.id = ANY ($1)
+       AND (EXISTS (SELECT FROM onceflow.dead_letter AS o
+                     WHERE o.tenant = d.tenant AND o.consumer = d.consumer AND o.source = d.source
+                       AND o.event_id = d.event_id AND o.state IN ('open', 'replaying'))
+            OR EXISTS (SELECT FROM onceflow.dead_letter AS o
+                        WHERE o.tenant = d.tenant AND o.consumer = d.consumer AND o.source = d.source
+                          AND o.event_id = d.event_id AND o.id = ANY ($1) AND o.id > d.id AND o.state = 'archived'))";
+
+const RESTORE: &str = "
+    UPDATE onceflow.dead_letter
+       SET state = 'open', closed_at = NULL, closed_by = NULL, closed_reason = NULL
+     WHERE id = ANY ($1) AND state = 'archived'";
 
 const STATES: &str = "SELECT state FROM onceflow.dead_letter WHERE id = ANY ($1)";
 
 const AUDIT: &str = "
     INSERT INTO onceflow.audit (id, actor, action, subject, reason, detail) VALUES ($1, $2, $3, $4, $5, $6)";
+
+/// One row for each dead letter of an operation, whose own row has no ids: a trace tells each change once.
+const AUDIT_LETTERS: &str = "
+    INSERT INTO onceflow.audit (id, actor, action, subject, reason, detail)
+    SELECT a.id, $1, $2, a.letter::text, $3,
+           jsonb_build_object('ids', jsonb_build_array(a.letter), 'operation', $4::uuid, 'before', $5::text, 'after', $6::text)
+      FROM unnest($7::uuid[], $8::uuid[]) AS a (id, letter)";
+
+/// What somebody did to dead letters, for the audit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operation<'a> {
+    pub(super) verb: &'a str,
+    pub(super) subject: &'a str,
+    pub(super) actor: &'a str,
+    pub(super) reason: Option<&'a str>,
+    /// Before and after.
+    pub(super) states: (&'a str, &'a str),
+}
 
 /// A selected dead letter, locked.
 #[derive(Debug)]
@@ -247,11 +284,30 @@ pub(super) async fn mark_replaying(
     all_of(marked, ids, "dead letters marked as replaying")
 }
 
-/// What waits behind them goes on, in the same transaction.
-pub(super) async fn mark_discarded(tx: &Tx, ids: &[Uuid], actor: &str, reason: Option<&str>) -> Result<(), DbError> {
-    let marked = tx.execute(MARK_DISCARDED, &[&ids, &actor, &reason]).await?;
-    all_of(marked, ids, "dead letters discarded")?;
-    order::discarded(tx, ids).await
+/// Takes open ones out of the list: `discarded`, `archived` or `edited`. Returns when. `by` is actor and reason. What waits behind
+/// them goes on, in the same transaction, unless a copy takes their place.
+pub(super) async fn close(
+    tx: &Tx,
+    ids: &[Uuid],
+    state: &str,
+    by: (&str, Option<&str>),
+) -> Result<Option<jiff::Timestamp>, DbError> {
+    let (actor, reason) = by;
+    let rows = tx.query(CLOSE, &[&ids, &actor, &reason, &state]).await?;
+    all_of(u64::try_from(rows.len()).unwrap_or(u64::MAX), ids, "dead letters closed")?;
+    if state != "edited" {
+        order::closed(tx, ids).await?;
+    }
+    rows.first().map(|row| column(row, "closed_at")).transpose()
+}
+
+pub(super) async fn live_again(tx: &Tx, ids: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+    tx.query(LIVE_AGAIN, &[&ids]).await?.iter().map(|row| column(row, "id")).collect()
+}
+
+pub(super) async fn restore(tx: &Tx, ids: &[Uuid]) -> Result<(), DbError> {
+    let restored = tx.execute(RESTORE, &[&ids]).await?;
+    all_of(restored, ids, "dead letters restored")
 }
 
 pub(super) async fn states(tx: &Tx, ids: &[Uuid]) -> Result<Vec<String>, DbError> {
@@ -270,6 +326,22 @@ pub(super) async fn audit(tx: &Tx, action: &str, change: &Change, ids: &[Uuid]) 
     };
     let detail = serde_json::json!({ "count": ids.len(), "ids": ids, "filter": filter });
     audit_row(tx, (&change.actor, action, &subject), change.reason.as_deref(), &detail).await
+}
+
+/// One row for the operation, with `detail`, and one for each dead letter with its states before and after.
+pub(super) async fn audit_each(
+    tx: &Tx,
+    operation: &Operation<'_>,
+    ids: &[Uuid],
+    detail: &serde_json::Value,
+) -> Result<(), DbError> {
+    let Operation { verb, subject, actor, reason, states: (before, after) } = *operation;
+    let (id, rows) = (Uuid::now_v7(), ids.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>());
+    tx.execute(AUDIT, &[&id, &actor, &format!("dlq.{verb}"), &subject, &reason, detail]).await?;
+    let action = format!("letter.{verb}");
+    let params: [&(dyn ToSql + Sync); 8] = [&actor, &action, &reason, &id, &before, &after, &rows, &ids];
+    let written = tx.execute(AUDIT_LETTERS, &params).await?;
+    all_of(written, ids, "audit rows of dead letters")
 }
 
 /// `what` is actor, action and subject.
@@ -363,6 +435,7 @@ fn dead_letter(row: &Row) -> Result<DeadLetter, DbError> {
         closed_at: column(row, "closed_at")?,
         closed_by: column(row, "closed_by")?,
         closed_reason: column(row, "closed_reason")?,
+        restorable_until: None,
         payload_kind,
         group_text: column(row, "group_text")?,
         correlation_id: column(row, "correlation_id")?,
@@ -370,6 +443,8 @@ fn dead_letter(row: &Row) -> Result<DeadLetter, DbError> {
         replayed_group: column(row, "replayed_group")?,
         related: Relatives::default(),
         is_masked: false,
+        edited_into: None,
+        edited_from: None,
     })
 }
 

@@ -28,7 +28,7 @@ const BREATH: Duration = Duration::from_millis(100);
 pub struct Policy {
     /// Since the event was processed.
     pub inbox: Option<Duration>,
-    /// Since the dead letter was replayed with success or discarded.
+    /// Since the dead letter was replayed with success, discarded or archived.
     pub dead_letters: Option<Duration>,
     /// Since the attempt failed; those of an event that still has a dead letter stay with it.
     pub attempts: Option<Duration>,

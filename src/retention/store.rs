@@ -14,11 +14,11 @@ const PRUNE_INBOX: &str = "
     DELETE FROM onceflow.inbox i USING old o
     WHERE i.tenant = o.tenant AND i.consumer = o.consumer AND i.source = o.source AND i.event_id = o.event_id";
 
-/// Open ones and those on their way have no time of closing.
+/// Open ones and those on their way have no time of closing. The original of an edited copy stays.
 const PRUNE_DEAD_LETTERS: &str = "
     WITH old AS MATERIALIZED (
         SELECT tenant, id FROM onceflow.dead_letter
-        WHERE closed_at < clock_timestamp() - $1 * interval '1 second'
+        WHERE closed_at < clock_timestamp() - $1 * interval '1 second' AND state <> 'edited'
         ORDER BY closed_at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
     DELETE FROM onceflow.dead_letter d USING old o WHERE d.tenant = o.tenant AND d.id = o.id";
@@ -54,7 +54,7 @@ const OLDEST_INBOX: &str =
     "SELECT extract(epoch FROM clock_timestamp() - min(processed_at))::float8 FROM onceflow.inbox";
 const OLDEST_DEAD_LETTER: &str = "
     SELECT extract(epoch FROM clock_timestamp() - min(closed_at))::float8 FROM onceflow.dead_letter
-    WHERE closed_at IS NOT NULL";
+    WHERE closed_at IS NOT NULL AND state <> 'edited'";
 const OLDEST_ATTEMPT: &str = "SELECT extract(epoch FROM clock_timestamp() - min(at))::float8 FROM onceflow.attempt";
 const OLDEST_JOB: &str =
     "SELECT extract(epoch FROM clock_timestamp() - min(finished_at))::float8 FROM onceflow.bulk_job";

@@ -74,7 +74,7 @@ impl Job {
 }
 
 /// What makes two events with one id the same: type and payload.
-pub(super) fn fingerprint(envelope: &Envelope) -> [u8; 32] {
+pub(crate) fn fingerprint(envelope: &Envelope) -> [u8; 32] {
     let mut hash = Context::new(&SHA256);
     hash.update(envelope.event_type.as_bytes());
     hash.update(&[0]);

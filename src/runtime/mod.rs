@@ -35,10 +35,13 @@ mod waiting;
 pub mod wire;
 
 pub use contract::{Consumer, EventType, HandleError, Outcome, Received, Skip, ToProtobuf};
+pub(crate) use dead_letter::stored_headers;
 pub use delivery::{ABORT_MARGIN, Shared, run_consumer};
 pub use drain::run_drain;
 pub use erased::{AnyConsumer, Decoded, erase};
+pub(crate) use inbox::{Superseded, end_of, supersede};
 pub use invariant::{Invariant, Reach, Weight};
+pub(crate) use job::fingerprint;
 pub use layout::{Layout, Place, Unavailable};
 pub use names::{Names, consumer_topology, egress_topology, entrance, fixed_topology, hash_exchange_topology};
 pub use order::OrderPolicy;

@@ -142,6 +142,8 @@ pub struct DeadLetters {
     pub open: i64,
     /// On their way back to the consumer.
     pub replaying: i64,
+    /// Put away by an operator.
+    pub archived: i64,
     /// Groups of the open ones.
     pub groups: i64,
     /// Age of the oldest open one; 0 where there is none.
@@ -151,7 +153,7 @@ pub struct DeadLetters {
 /// Sets the sampled gauges of one consumer's dead letters.
 pub fn dead_letters(consumer: &str, sample: DeadLetters) {
     let consumer = known(consumer);
-    for (state, count) in DEAD_STATES.into_iter().zip([sample.open, sample.replaying]) {
+    for (state, count) in DEAD_STATES.into_iter().zip([sample.open, sample.replaying, sample.archived]) {
         gauge!("onceflow_dead_letters", "consumer" => consumer, "state" => state).set(whole(count));
     }
     gauge!("onceflow_dead_letter_groups", "consumer" => consumer).set(whole(sample.groups));

@@ -17,7 +17,7 @@ pub(super) const PUBLISH_OUTCOMES: [&str; 5] = ["confirmed", "nacked", "returned
 pub(super) const PURPOSES: [&str; 2] = ["consume", "publish"];
 pub(super) const OPERATIONS: [&str; 4] = ["apply", "relay", "dead_letter", "admin"];
 pub(super) const DB_CLASSES: [&str; 6] = ["contention", "timeout", "outage", "permanent", "schema", "bug"];
-pub(super) const DEAD_STATES: [&str; 2] = ["open", "replaying"];
+pub(super) const DEAD_STATES: [&str; 3] = ["open", "replaying", "archived"];
 /// `skipped`: somebody else dealt with it meanwhile; `cancelled`: its job ended before.
 pub(super) const REPLAY_OUTCOMES: [&str; 4] = ["succeeded", "failed_again", "skipped", "cancelled"];
 /// States of jobs that have not ended.

@@ -8,6 +8,8 @@ use onceflow::admin::{AdminState, BEGIN_WITHIN, ConsumerInfo, bind_admin, serve_
 use onceflow::db::{Pool, Settings};
 use onceflow::domains;
 use onceflow::health::{Check, Health};
+use onceflow::replay::edit::Rules;
+use onceflow::runtime::wire::Limits;
 use onceflow::telemetry;
 use onceflow::tls::Tls;
 use reqwest::{Client, Method, Response};
@@ -51,6 +53,13 @@ impl Door {
             outbox_wakeup: wakeup.clone(),
             second_person_above: 0,
             loads: Arc::default(),
+            editing: Rules {
+                on: false,
+                consumers: Vec::new(),
+                limits: Limits::default(),
+                queues: std::collections::BTreeMap::new(),
+            },
+            keep_dead_letters: Some(Duration::from_secs(180 * 86_400)),
             version: "test",
         };
         let listener = bind_admin("127.0.0.1:0".parse().unwrap(), token.is_some()).await.unwrap();

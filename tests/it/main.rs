@@ -5,10 +5,13 @@
 mod harness;
 
 mod admin;
+mod archive;
 mod bulk;
 mod cli;
 mod delivery;
 mod documents;
+mod edit;
+mod edit_races;
 mod fairness;
 #[cfg(feature = "failpoints")]
 mod faults;

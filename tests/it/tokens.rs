@@ -52,6 +52,9 @@ async fn a_viewer_looks_an_operator_changes_and_an_admin_makes_tokens() {
         (Method::POST, "/dlq/settled", json!({ "ids": [] }), [200, 200, 200]),
         (Method::POST, "/consumers/payment/pause", pause(), [403, 200, 200]),
         (Method::POST, "/dlq/replay", json!({ "selection": { "ids": [] } }), [403, 200, 200]),
+        (Method::POST, "/dlq/archive", json!({ "selection": { "ids": [] }, "reason": "x" }), [403, 200, 200]),
+        (Method::POST, "/dlq/restore", json!({ "selection": { "ids": [] }, "reason": "x" }), [403, 200, 200]),
+        (Method::GET, "/dlq/00000000-0000-0000-0000-000000000000/diff", Value::Null, [404, 404, 404]),
         (Method::GET, "/tokens", Value::Null, [403, 403, 200]),
         (Method::POST, "/tokens", json!({ "name": "x", "role": "viewer" }), [403, 403, 200]),
         (Method::POST, "/tokens/revoke", json!({ "name": "x" }), [403, 403, 200]),
@@ -65,6 +68,20 @@ async fn a_viewer_looks_an_operator_changes_and_an_admin_makes_tokens() {
                 assert!(answer["detail"].as_str().unwrap().contains("needs the role"), "{answer}");
             }
         }
+    }
+}
+
+/// Editing is off here, which only those are told who could edit.
+#[tokio::test]
+async fn only_an_admin_edits_a_dead_letter() {
+    let database = Database::new().await;
+    let door = Door::open(database.pool(), None).await;
+    let admin = token(&door, None, "chen", "admin").await;
+    let operator = token(&door, Some(&admin), "li", "operator").await;
+    let path = "/dlq/00000000-0000-0000-0000-000000000000/edit";
+    for (token, code) in [(&operator, "not_permitted"), (&admin, "edit_off")] {
+        let (status, answer) = ask(&door, Some(token), Method::POST, path, json!({ "reason": "x" })).await;
+        assert_eq!((status, &answer["code"]), (403, &json!(code)), "{answer}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Dead letters: list, groups, one, replay, discard.
+//! Dead letters: list, groups, one, replay, discard, archive, restore.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -116,8 +116,10 @@ pub(super) async fn show(
     let Path(id) = id?;
     let tx = state.begin_read().await?;
     let found = replay::show(&tx, id).await;
-    let found = end_read(tx, found).await?;
-    let letter = found.ok_or_else(|| Problem::not_found(&format!("dead letter {id}")))?;
+    let mut letter = end_read(tx, found).await?.ok_or_else(|| Problem::not_found(&format!("dead letter {id}")))?;
+    if letter.summary.state == "archived" {
+        letter.restorable_until = letter.closed_at.and_then(|at| state.restorable_until(at));
+    }
     // Payloads hold phone numbers and more: who may only look sees what failed and why.
     Ok(Json(if caller.role == Role::Viewer { letter.masked() } else { letter }))
 }
@@ -149,6 +151,37 @@ pub(super) async fn discard(
     let done = end_change(tx, result, !change.dry_run).await?;
     if !done.dry_run && !done.ids.is_empty() {
         tracing::info!(actor = change.actor, count = done.ids.len(), "dead letters were discarded");
+    }
+    Ok(Json(done))
+}
+
+pub(super) async fn archive(
+    State(state): State<Arc<AdminState>>,
+    headers: HeaderMap,
+    body: Body<ChangeRequest>,
+) -> Result<Json<Done>, Problem> {
+    let change = change(&headers, body?.0)?;
+    let tx = state.begin().await?;
+    let result = replay::archive(&tx, &change).await;
+    let (mut done, archived_at) = end_change(tx, result, !change.dry_run).await?;
+    if let Some(at) = archived_at {
+        done.restorable_until = state.restorable_until(at);
+        tracing::info!(actor = change.actor, count = done.ids.len(), "dead letters were archived");
+    }
+    Ok(Json(done))
+}
+
+pub(super) async fn restore(
+    State(state): State<Arc<AdminState>>,
+    headers: HeaderMap,
+    body: Body<ChangeRequest>,
+) -> Result<Json<Done>, Problem> {
+    let change = change(&headers, body?.0)?;
+    let tx = state.begin().await?;
+    let result = replay::restore(&tx, &change).await;
+    let done = end_change(tx, result, !change.dry_run).await?;
+    if !done.dry_run && !done.ids.is_empty() {
+        tracing::info!(actor = change.actor, count = done.ids.len(), "archived dead letters were restored");
     }
     Ok(Json(done))
 }

@@ -3,6 +3,7 @@
 mod consumers;
 mod dead_letters;
 mod document;
+mod edits;
 mod jobs;
 mod outbox;
 mod sheet;
@@ -30,14 +31,18 @@ pub(super) const PREFIX: &str = "/api/v1";
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`table`], below [`PREFIX`], as they are counted.
-pub(super) const ROUTES: [&str; 27] = [
+pub(super) const ROUTES: [&str; 31] = [
     "/status",
     "/dlq",
     "/dlq/groups",
     "/dlq/groups/{id}/note",
     "/dlq/replay",
     "/dlq/discard",
+    "/dlq/archive",
+    "/dlq/restore",
     "/dlq/settled",
+    "/dlq/{id}/edit",
+    "/dlq/{id}/diff",
     "/dlq/{id}",
     "/consumers",
     "/consumers/{name}/pause",
@@ -92,8 +97,17 @@ fn dead_letter_routes(table: Table) -> Table {
         .post("/dlq/groups/{id}/note", "Say what a group is about, or who cares for it.", dead_letters::note)
         .post("/dlq/replay", "Send dead letters again, at once.", dead_letters::replay)
         .post("/dlq/discard", "Close dead letters for good, at once.", dead_letters::discard)
+        .post("/dlq/archive", "Put dead letters away, until a restore or retention.", dead_letters::archive)
+        .post("/dlq/restore", "Open archived dead letters again.", dead_letters::restore)
         .post("/dlq/settled", "How far replayed dead letters are.", dead_letters::settled)
         .get("/dlq/{id}", "One dead letter with everything that is known of it.", dead_letters::show)
+        .post_up_to(
+            edits::MAX_BODY_BYTES,
+            "/dlq/{id}/edit",
+            "Send an edited copy in the place of a dead letter.",
+            edits::edit,
+        )
+        .get("/dlq/{id}/diff", "How an edited copy differs from its original.", edits::diff)
 }
 
 fn job_routes(table: Table) -> Table {

@@ -76,6 +76,7 @@ fn consumer(name: &str, checks: &BTreeMap<String, CheckReport>, stored: Option<&
         dead_open: dead.as_ref().map(|d| d.open),
         dead_groups: dead.as_ref().map(|d| d.groups),
         dead_replaying: dead.as_ref().map(|d| d.replaying),
+        dead_archived: dead.as_ref().map(|d| d.archived),
         dead_oldest_age_seconds: dead.and_then(|d| d.oldest_age_seconds),
         held_events: held.as_ref().map(|h| h.events),
         blocked_keys: held.map(|h| h.keys),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::handler::Handler;
 use axum::http::Method;
 use axum::routing::{MethodRouter, get, post};
@@ -49,6 +50,16 @@ impl Table {
         A: 'static,
     {
         self.add(Method::POST, (path, summary), (post(handler), H::describe))
+    }
+
+    /// A change whose body may be larger than the usual bound: up to `max` bytes.
+    pub(super) fn post_up_to<H, A, T>(self, max: usize, path: &'static str, summary: &'static str, handler: H) -> Self
+    where
+        H: Handler<A, Arc<AdminState>> + Endpoint<T>,
+        A: 'static,
+    {
+        let handler = post(handler).layer(DefaultBodyLimit::max(max));
+        self.add(Method::POST, (path, summary), (handler, H::describe))
     }
 
     /// Parameters of the last route that its handler takes out of the query one by one.

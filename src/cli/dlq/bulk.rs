@@ -72,7 +72,7 @@ pub(super) async fn run(
         return plan::print(context, &planned.plan);
     }
     if args.reason.as_deref().is_none_or(|reason| reason.trim().is_empty()) {
-        let what = format!("a {} of many needs a reason: it is kept in the audit", action.as_str());
+        let what = format!("to {} many needs a reason: it is kept in the audit", action.as_str());
         return Err(Failure::new(Exit::Usage, what).or_try("--reason TEXT, or --dry-run to see what it would do"));
     }
     if !args.yes && io::stdin().is_terminal() {

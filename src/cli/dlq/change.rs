@@ -34,7 +34,8 @@ Examples:
   onceflow dlq discard 0197a1b2-… --reason 'test message'
   onceflow dlq discard --consumer org --reason-code unknown_type --reason 'wrong queue' --expect-count 12
 
-A filter, or more than one id, is a job, as for `onceflow dlq replay`; it needs no canary.";
+A filter, or more than one id, is a job, as for `onceflow dlq replay`; it needs no canary. `onceflow dlq archive` puts away what may be
+wanted again: that can be undone, a discard can't.";
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct ChangeArgs {
@@ -43,7 +44,7 @@ pub(in crate::cli) struct ChangeArgs {
     pub(super) ids: Vec<Uuid>,
     #[command(flatten)]
     pub(super) filter: FilterArgs,
-    /// Every open dead letter
+    /// Every one that the verb can change
     #[arg(long, conflicts_with = "ids")]
     pub(super) all: bool,
     /// Why; needed for more than one, kept in the audit
@@ -119,7 +120,12 @@ pub(super) async fn discard(context: &Context, args: &DiscardArgs) -> Ending {
     ending(&done)
 }
 
-async fn change(client: &Client, args: &ChangeArgs, selection: Selection, verb: &str) -> Result<Done, Failure> {
+pub(super) async fn change(
+    client: &Client,
+    args: &ChangeArgs,
+    selection: Selection,
+    verb: &str,
+) -> Result<Done, Failure> {
     let request = ChangeRequest {
         selection,
         reason: args.reason.clone(),
@@ -143,7 +149,7 @@ pub(super) fn selection(args: &ChangeArgs) -> Result<Selection, Failure> {
     }
 }
 
-fn print(context: &Context, done: &Done, settled: Option<Settled>, verb: &str) -> Result<(), Failure> {
+pub(super) fn print(context: &Context, done: &Done, settled: Option<Settled>, verb: &str) -> Result<(), Failure> {
     let report = Report { done, settled };
     context.out.data(&format!("onceflow.dlq.{verb}/1"), &report, || table(done, settled, verb))?;
     for skipped in done.ineligible.iter().take(20) {
@@ -162,6 +168,8 @@ fn table(done: &Done, settled: Option<Settled>, verb: &str) -> Rows {
     let (heading, replayed) = match (verb, done.dry_run) {
         (_, true) => ("WOULD CHANGE", false),
         ("replay", _) => ("REPLAYING", true),
+        ("archive", _) => ("ARCHIVED", false),
+        ("restore", _) => ("RESTORED", false),
         _ => ("DISCARDED", false),
     };
     let mut row = vec![done.ids.len().to_string(), done.ineligible.len().to_string(), done.left.to_string()];
@@ -182,7 +190,7 @@ fn table(done: &Done, settled: Option<Settled>, verb: &str) -> Rows {
 }
 
 /// Nothing done is a different end for "nobody knows it" and "it was dealt with already".
-fn ending(done: &Done) -> Ending {
+pub(super) fn ending(done: &Done) -> Ending {
     let unknown = done.ineligible.iter().filter(|i| i.why == Why::NotFound).count();
     match (done.ids.is_empty(), done.ineligible.len()) {
         (false, 0) => Ok(Exit::Ok),

@@ -1,7 +1,9 @@
 //! `onceflow dlq …`: dead letters.
 
+mod archive;
 mod bulk;
 mod change;
+mod edit;
 mod groups;
 mod list;
 mod note;
@@ -42,6 +44,18 @@ pub(super) enum Command {
     /// Close dead letters for good; they stay readable.
     #[command(after_help = change::DISCARD_EXAMPLES)]
     Discard(change::DiscardArgs),
+    /// Send an edited copy in the place of a dead letter; off by default.
+    #[command(after_help = edit::EXAMPLES)]
+    Edit(edit::Args),
+    /// What an edit changed, and what became of the copy.
+    #[command(after_help = edit::DIFF_EXAMPLES)]
+    Diff(edit::DiffArgs),
+    /// Put dead letters away; they can be restored.
+    #[command(after_help = archive::EXAMPLES)]
+    Archive(archive::Args),
+    /// Open archived dead letters again.
+    #[command(after_help = archive::RESTORE_EXAMPLES)]
+    Restore(archive::RestoreArgs),
 }
 
 pub(super) async fn run(context: &Context, command: Command) -> Ending {
@@ -53,5 +67,9 @@ pub(super) async fn run(context: &Context, command: Command) -> Ending {
         Command::Plan(args) => plan::run(context, &args).await,
         Command::Replay(args) => change::replay(context, &args).await,
         Command::Discard(args) => change::discard(context, &args).await,
+        Command::Edit(args) => edit::run(context, &args).await,
+        Command::Diff(args) => edit::diff(context, &args).await,
+        Command::Archive(args) => archive::run(context, &args).await,
+        Command::Restore(args) => archive::restore(context, &args).await,
     }
 }

@@ -59,6 +59,10 @@ pub(super) enum StateArg {
     Replayed,
     /// Dropped by an operator.
     Discarded,
+    /// Put away by an operator; can be restored.
+    Archived,
+    /// Replaced by an edited copy.
+    Edited,
     /// Whatever the state.
     Any,
 }
@@ -91,6 +95,8 @@ impl From<StateArg> for State {
             StateArg::Replaying => Self::Replaying,
             StateArg::Replayed => Self::Replayed,
             StateArg::Discarded => Self::Discarded,
+            StateArg::Archived => Self::Archived,
+            StateArg::Edited => Self::Edited,
             StateArg::Any => Self::Any,
         }
     }

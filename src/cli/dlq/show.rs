@@ -32,6 +32,10 @@ pub(super) async fn run(context: &Context, args: &Args) -> Ending {
     if letter.summary.state == "open" {
         context.out.say(&format!("  -> onceflow dlq replay {}", letter.summary.id));
     }
+    if letter.summary.state == "archived" {
+        let until = letter.restorable_until.map_or_else(|| "for ever".to_owned(), |at| format!("until {}", time(at)));
+        context.out.say(&format!("  -> onceflow dlq restore {} --reason ...   # possible {until}", letter.summary.id));
+    }
     Ok(Exit::Ok)
 }
 
@@ -51,6 +55,15 @@ fn page(letter: &DeadLetter) -> String {
     line("state", &state(letter));
     if s.waiting_behind > 0 {
         line("waiting behind", &format!("{} events of its key", s.waiting_behind));
+    }
+    if let Some(edit) = &letter.edited_into {
+        let copy = edit.copy_dead_letter.map_or_else(String::new, |id| format!(", dead letter {id}"));
+        let (by, at, event) = (&edit.edited_by, time(edit.edited_at), &edit.copy_event_id);
+        line("edited into", &format!("event {event} ({}{copy}) {at} by {by}: {}", edit.copy_state, edit.reason));
+    }
+    if let Some(edit) = &letter.edited_from {
+        let (by, at, event) = (&edit.edited_by, time(edit.edited_at), &edit.event_id);
+        line("edited from", &format!("event {event}, dead letter {} {at} by {by}: {}", edit.dead_letter, edit.reason));
     }
     line("failed", &format!("at {} with {} (group {})", s.stage, s.reason_code, s.group));
     if let Some(text) = &letter.group_text {

@@ -137,7 +137,7 @@ fn structured(attributes: &Attributes<'_>, format: Format, body: &[u8]) -> Resul
 }
 
 /// Applies `a.b=value`: JSON where it is JSON, text otherwise. A number in the path is a place in a list.
-pub(super) fn set(payload: &mut Value, assignment: &str) -> Result<(), Failure> {
+pub(in crate::cli) fn set(payload: &mut Value, assignment: &str) -> Result<(), Failure> {
     let wrong =
         |why: &str| Failure::new(Exit::Usage, format!("--set {assignment:?}")).because(why).or_try("--set a.b=value");
     let (path, text) = assignment.split_once('=').ok_or_else(|| wrong("there is no ="))?;

@@ -1,7 +1,7 @@
 //! `onceflow events …`: the producers' tool.
 
 mod find;
-mod message;
+pub(super) mod message;
 mod publish;
 mod sample;
 mod trace;

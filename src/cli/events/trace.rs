@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use super::super::context::Context;
 use super::super::exit::{Ending, Exit, Failure};
 use super::super::output::Rows;
-use crate::replay::trace::{DeadLetterState, End, FailedTry, Hand, MAX_STEPS, OutboxRow, Question, Step, Trace, What};
+use crate::replay::trace::{
+    DeadLetterState, Edit, End, FailedTry, Hand, MAX_STEPS, OutboxRow, Question, Step, Trace, What,
+};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -105,6 +107,7 @@ fn told(what: &What) -> (&'static str, String) {
         What::GaveUp(failed) => ("gave up", attempt(failed)),
         What::Dead(letter) => ("dead", dead(letter)),
         What::Replayed(hand) => ("replayed", by(hand)),
+        What::Edited(edit) => ("edited", edited(edit)),
         What::Changed(hand) => ("changed", format!("{} {}", hand.action, by(hand))),
         What::Held(hold) => ("held", format!("behind event {} of its key, which failed", hold.blocked_by)),
         What::Applied(end) => ("applied", ended(end)),
@@ -157,6 +160,14 @@ fn by(hand: &Hand) -> String {
         Some(reason) => format!("by {}: {}", hand.actor, short(reason)),
         None => format!("by {}", hand.actor),
     }
+}
+
+fn edited(edit: &Edit) -> String {
+    let Edit { edited_dead_letter, original_event_id, copy_event_id, actor, reason } = edit;
+    let reason = short(reason);
+    format!(
+        "event {copy_event_id} took the place of {original_event_id} (dead letter {edited_dead_letter}) by {actor}: {reason}"
+    )
 }
 
 fn ended(end: &End) -> String {

@@ -91,6 +91,8 @@ pub struct DeadLetterTotals {
     pub open: i64,
     /// On their way back.
     pub replaying: i64,
+    /// Put away, to be restored or removed by retention.
+    pub archived: i64,
     /// Groups of the open ones.
     pub groups: i64,
     /// Age of the oldest open one.
@@ -191,7 +193,8 @@ pub async fn retry_parked(tx: &Tx, ids: &[Uuid], by: (&str, &str)) -> Result<usi
     Ok(freed)
 }
 
-/// Drops parked rows for good: those downstream events are never published. Returns how many were dropped.
+/// Drops parked rows for good: those downstream events are never published. Edited copies of dead letters stay. Returns how many were
+/// dropped.
 ///
 /// # Errors
 /// When the database fails; then the transaction is to be rolled back.

@@ -55,7 +55,12 @@ const UNPARK: &str = "
     UPDATE onceflow.outbox SET parked_at = NULL, parked_reason = NULL, attempts = 0
      WHERE id = ANY ($1) AND parked_at IS NOT NULL";
 
-const DELETE_PARKED: &str = "DELETE FROM onceflow.outbox WHERE id = ANY ($1) AND parked_at IS NOT NULL RETURNING id";
+/// An edited copy is all that is left of its event: it can only be tried again.
+const DELETE_PARKED: &str = "
+    DELETE FROM onceflow.outbox AS o
+     WHERE o.id = ANY ($1) AND o.parked_at IS NOT NULL
+       AND NOT EXISTS (SELECT FROM onceflow.dead_letter_edit AS e WHERE e.copy_event_id = o.id::text AND e.copy_tenant = o.tenant)
+    RETURNING o.id";
 
 /// A replay whose outbox row is dropped never reaches its consumer: its dead letter waits for someone again.
 const REOPEN: &str = "
@@ -63,15 +68,16 @@ const REOPEN: &str = "
 
 /// Groups first, from an index alone: counting distinct groups directly would sort all rows.
 const DEAD_LETTER_TOTALS: &str = "
-    SELECT consumer, sum(open)::bigint AS open, sum(replaying)::bigint AS replaying,
+    SELECT consumer, sum(open)::bigint AS open, sum(replaying)::bigint AS replaying, sum(archived)::bigint AS archived,
            count(*) FILTER (WHERE open > 0) AS groups,
            extract(epoch FROM clock_timestamp() - min(oldest))::float8 AS oldest
       FROM (SELECT consumer, onceflow.group_of(group_id, consumer, event_type, stage, reason),
                    count(*) FILTER (WHERE state = 'open') AS open,
                    count(*) FILTER (WHERE state = 'replaying') AS replaying,
+                   count(*) FILTER (WHERE state = 'archived') AS archived,
                    min(first_failed_at) FILTER (WHERE state = 'open') AS oldest
               FROM onceflow.dead_letter
-             WHERE state IN ('open', 'replaying')
+             WHERE state IN ('open', 'replaying', 'archived')
              GROUP BY 1, 2) AS groups
      GROUP BY consumer";
 
@@ -192,6 +198,7 @@ pub(super) async fn dead_letter_totals(tx: &Tx) -> Result<Vec<DeadLetterTotals>,
             consumer: column(row, "consumer")?,
             open: column(row, "open")?,
             replaying: column(row, "replaying")?,
+            archived: column(row, "archived")?,
             groups: column(row, "groups")?,
             oldest_age_seconds: column(row, "oldest")?,
         })

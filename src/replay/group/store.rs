@@ -60,9 +60,9 @@ const GROUPS: &str = "
       LEFT JOIN LATERAL (
         SELECT count(*) FILTER (WHERE state = 'replayed') AS succeeded,
                count(*) FILTER (WHERE state = 'replaying') AS waiting,
-               count(*) FILTER (WHERE state IN ('open', 'discarded') AND c.id =
+               count(*) FILTER (WHERE state IN ('open', 'discarded', 'archived', 'edited') AND c.id =
                    onceflow.group_of(group_id, consumer, event_type, stage, reason)) AS failed_again,
-               count(*) FILTER (WHERE state IN ('open', 'discarded') AND c.id <>
+               count(*) FILTER (WHERE state IN ('open', 'discarded', 'archived', 'edited') AND c.id <>
                    onceflow.group_of(group_id, consumer, event_type, stage, reason)) AS failed_differently,
                min(id::text) AS any_id
           FROM onceflow.dead_letter

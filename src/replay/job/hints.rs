@@ -64,7 +64,7 @@ pub async fn hints(tx: &Tx, action: Action, plan: &Plan, loads: &Loads) -> Resul
     let previews = plan_store::previews(tx, &plan.samples).await?;
     let consumers: BTreeSet<&str> = match action {
         Action::Replay => plan.kinds.iter().map(|kind| kind.consumer.as_str()).collect(),
-        Action::Discard => BTreeSet::new(),
+        Action::Discard | Action::Archive => BTreeSet::new(),
     };
     let targets = consumers.into_iter().map(|consumer| target(consumer, loads)).collect();
     Ok(Hints { previews, targets })

@@ -1,4 +1,4 @@
-//! Replaying or discarding many dead letters: one state machine, whoever asks for it, with its position in the database.
+//! Replaying, discarding or archiving many dead letters: one state machine, whoever asks for it, with its position in the database.
 //!
 //! ```text
 //! planned → held → canary → running ⇄ paused → done | stopped | cancelled

@@ -27,6 +27,8 @@ pub enum Action {
     Replay,
     /// Close them for good.
     Discard,
+    /// Put them away; they can be restored.
+    Archive,
 }
 
 /// Where a job is; see the module's text.
@@ -172,6 +174,10 @@ pub enum Left {
     Replayed,
     /// Somebody dropped it.
     Discarded,
+    /// Somebody put it away.
+    Archived,
+    /// An edited copy took its place.
+    Edited,
     /// This build has no consumer of that name.
     UnknownConsumer,
     /// It was replayed too often already; see [`REPLAY_CAP`](super::REPLAY_CAP).
@@ -325,11 +331,12 @@ impl Action {
         match self {
             Self::Replay => "replay",
             Self::Discard => "discard",
+            Self::Archive => "archive",
         }
     }
 
     pub(super) fn named(name: &str) -> Option<Self> {
-        [Self::Replay, Self::Discard].into_iter().find(|action| action.as_str() == name)
+        [Self::Replay, Self::Discard, Self::Archive].into_iter().find(|action| action.as_str() == name)
     }
 }
 
@@ -382,6 +389,8 @@ impl Left {
             Self::Replaying => "already replaying",
             Self::Replayed => "already replayed",
             Self::Discarded => "discarded",
+            Self::Archived => "archived",
+            Self::Edited => "edited",
             Self::UnknownConsumer => "no such consumer in this build",
             Self::Parked => "parked: replayed too often",
         }

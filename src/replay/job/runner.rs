@@ -313,8 +313,8 @@ async fn send(
             replay(runner, tx, &locked.job, (&fit, &nths)).await?;
             locked.job.in_flight += number;
         }
-        Action::Discard => {
-            discard(tx, &locked.job, &fit).await?;
+        Action::Discard | Action::Archive => {
+            close(tx, &locked.job, &fit).await?;
             ends.extend(nths.iter().map(|nth| End { nth: *nth, state: "succeeded", reason: None }));
             locked.job.succeeded += number;
         }
@@ -339,6 +339,8 @@ fn judge(
             None => "not_found",
             Some(c) if c.state == "replaying" => "replaying",
             Some(c) if c.state == "replayed" => "replayed",
+            Some(c) if c.state == "archived" => "archived",
+            Some(c) if c.state == "edited" => "edited",
             Some(c) if c.state != "open" => "discarded",
             Some(c) if action == Action::Replay && !runner.queues.contains_key(&c.consumer) => "unknown_consumer",
             Some(_) => continue,
@@ -366,10 +368,12 @@ async fn replay(runner: &Runner, tx: &Tx, job: &Job, (ids, nths): (&[Uuid], &[i3
     store::audit_items(tx, job, "replaying", ids, &replays).await
 }
 
-async fn discard(tx: &Tx, job: &Job, ids: &[Uuid]) -> Result<(), DbError> {
+/// What has its end at once, without the consumer.
+async fn close(tx: &Tx, job: &Job, ids: &[Uuid]) -> Result<(), DbError> {
     if ids.is_empty() {
         return Ok(());
     }
-    letters::mark_discarded(tx, ids, &job.actor, Some(&job.reason)).await?;
-    store::audit_items(tx, job, "discarded", ids, &vec![None; ids.len()]).await
+    let after = if job.action == Action::Archive { "archived" } else { "discarded" };
+    letters::close(tx, ids, after, (&job.actor, Some(&job.reason))).await?;
+    store::audit_items(tx, job, after, ids, &vec![None; ids.len()]).await
 }

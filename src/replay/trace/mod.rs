@@ -19,7 +19,7 @@ use self::store::{Found, Places};
 use crate::db::{DbError, Tx};
 use crate::event::DEFAULT_TENANT;
 
-pub use step::{DeadLetterState, End, FailedTry, Hand, Hold, OutboxRow, Step, What};
+pub use step::{DeadLetterState, Edit, End, FailedTry, Hand, Hold, OutboxRow, Step, What};
 
 /// Most steps that are told; the newest.
 pub const MAX_STEPS: usize = 500;
@@ -87,6 +87,7 @@ pub async fn trace(tx: &Tx, question: &Question, consumers: &[&str]) -> Result<T
         events.retain(|event| event.consumer == *consumer);
     }
     notes.extend(searched);
+    found.edits = store::edits(tx, question, &events).await?;
     found.ends = store::ends(tx, &events).await?;
     let waiting = store::outbox_rows(tx).await?;
     found.outbox_known = waiting <= MAX_SEARCHED;

@@ -37,6 +37,8 @@ pub enum What {
     Dead(DeadLetterState),
     /// An operator sent the dead letter again.
     Replayed(Hand),
+    /// An edited copy took the place of an event: told of both.
+    Edited(Edit),
     /// An operator changed something else by hand.
     Changed(Hand),
     /// It waits behind a failed event of its key.
@@ -93,7 +95,7 @@ pub struct FailedTry {
 pub struct DeadLetterState {
     /// Its id, for `onceflow dlq show`.
     pub dead_letter: Uuid,
-    /// open, replaying, replayed or discarded.
+    /// open, replaying, replayed, discarded, archived or edited.
     pub state: String,
     /// Where in its way the event failed.
     pub stage: String,
@@ -135,6 +137,22 @@ pub struct Hold {
     pub blocked_by_source: String,
     /// Id of the event that blocks the key.
     pub blocked_by: String,
+}
+
+/// An edit of a dead letter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TraceEdit")]
+pub struct Edit {
+    /// The dead letter that was edited.
+    pub edited_dead_letter: Uuid,
+    /// The event of which it was.
+    pub original_event_id: String,
+    /// The event that took its place.
+    pub copy_event_id: String,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// What the inbox has of it.

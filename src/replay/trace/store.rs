@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::super::store::column;
-use super::step::{DeadLetterState, End, FailedTry, Hand, Hold, OutboxRow};
+use super::step::{DeadLetterState, Edit, End, FailedTry, Hand, Hold, OutboxRow};
 use super::{Identity, MAX_SEARCHED, MAX_SOURCES, MAX_STEPS, Question};
 use crate::db::{DbError, Tx};
 
@@ -71,6 +71,16 @@ const ENDS: &str = "
      ORDER BY b.processed_at DESC
      LIMIT $5";
 
+/// One that is asked for may be the original or the copy.
+const EDITS: &str = "
+    SELECT tenant, consumer, source, event_id, copy_tenant, copy_event_id, dead_letter_id, edited_by, reason, edited_at
+      FROM onceflow.dead_letter_edit
+     WHERE (event_id = ANY ($1) OR copy_event_id = ANY ($1))
+       AND ($2::text IS NULL OR $2 IN (tenant, copy_tenant)) AND ($3::text IS NULL OR source = $3)
+       AND ($4::text IS NULL OR consumer = $4)
+     ORDER BY edited_at DESC
+     LIMIT $5";
+
 const OUTBOX_ROWS: &str = "SELECT count(*) AS count FROM (SELECT FROM onceflow.outbox LIMIT $1) AS o";
 
 /// No index: every downstream event would pay for it, and the table is nearly empty but for an outage. A replay carries its event's
@@ -112,6 +122,7 @@ pub(super) struct Found {
     pub(super) letters: Vec<Letter>,
     pub(super) held: Vec<(Identity, Timestamp, Hold)>,
     pub(super) ends: Vec<Ended>,
+    pub(super) edits: Vec<EditStep>,
     pub(super) outbox: Vec<Waiting>,
     /// Whether the whole outbox was looked through.
     pub(super) outbox_known: bool,
@@ -127,6 +138,17 @@ pub(super) struct Letter {
     pub(super) closed_at: Option<Timestamp>,
     pub(super) replay_id: Option<Uuid>,
     pub(super) state: DeadLetterState,
+}
+
+/// An edit, told of the original and of the copy, as far as they are asked for.
+#[derive(Debug)]
+pub(super) struct EditStep {
+    pub(super) event: Identity,
+    pub(super) at: Timestamp,
+    pub(super) edit: Edit,
+    pub(super) copy_tenant: String,
+    pub(super) tells_original: bool,
+    pub(super) tells_copy: bool,
 }
 
 /// An inbox row.
@@ -147,6 +169,19 @@ pub(super) struct Waiting {
     pub(super) created_at: Timestamp,
     pub(super) parked_at: Option<Timestamp>,
     pub(super) row: OutboxRow,
+}
+
+impl EditStep {
+    /// The copy has the id of its outbox row.
+    pub(super) fn row(&self) -> Option<Uuid> {
+        self.edit.copy_event_id.parse().ok()
+    }
+
+    /// Nothing else than the id differs, where the original could be read.
+    pub(super) fn copy(&self) -> Identity {
+        let (tenant, event_id) = (self.copy_tenant.clone(), self.edit.copy_event_id.clone());
+        Identity { tenant, event_id, ..self.event.clone() }
+    }
 }
 
 impl Found {
@@ -201,6 +236,31 @@ pub(super) async fn ends(tx: &Tx, events: &BTreeSet<Identity>) -> Result<Vec<End
     rows.iter().map(ended).collect()
 }
 
+pub(super) async fn edits(tx: &Tx, q: &Question, events: &BTreeSet<Identity>) -> Result<Vec<EditStep>, DbError> {
+    let asked: BTreeSet<&str> = events.iter().map(|event| event.event_id.as_str()).chain(q.id.as_deref()).collect();
+    let ids: Vec<&str> = asked.iter().copied().collect();
+    let rows = tx.query(EDITS, &[&ids, &q.tenant, &q.source, &q.consumer, &limit(MAX_STEPS)]).await?;
+    rows.iter().map(|row| edit_step(row, &asked)).collect()
+}
+
+fn edit_step(row: &Row, asked: &BTreeSet<&str>) -> Result<EditStep, DbError> {
+    let (event, copy_event_id) = (identity(row)?, column::<String>(row, "copy_event_id")?);
+    Ok(EditStep {
+        at: column(row, "edited_at")?,
+        copy_tenant: column(row, "copy_tenant")?,
+        tells_original: asked.contains(event.event_id.as_str()),
+        tells_copy: asked.contains(copy_event_id.as_str()),
+        edit: Edit {
+            edited_dead_letter: column(row, "dead_letter_id")?,
+            original_event_id: event.event_id.clone(),
+            copy_event_id,
+            actor: column(row, "edited_by")?,
+            reason: column(row, "reason")?,
+        },
+        event,
+    })
+}
+
 /// How many rows the outbox has, counted to one more than [`MAX_SEARCHED`].
 pub(super) async fn outbox_rows(tx: &Tx) -> Result<usize, DbError> {
     let count: i64 = column(&tx.query_one(OUTBOX_ROWS, &[&limit(MAX_SEARCHED)]).await?, "count")?;
@@ -211,7 +271,8 @@ pub(super) async fn outbox(tx: &Tx, q: &Question, found: &Found) -> Result<Vec<W
     let ended = found.ends.iter().map(|ended| ended.event.event_id.as_str());
     let causes: BTreeSet<&str> = ended.chain(q.id.as_deref()).collect();
     let causes: Vec<&str> = causes.into_iter().collect();
-    let replays: Vec<Uuid> = found.letters.iter().filter_map(|letter| letter.replay_id).collect();
+    let copies = found.edits.iter().filter(|step| step.tells_copy).filter_map(EditStep::row);
+    let replays: Vec<Uuid> = found.letters.iter().filter_map(|letter| letter.replay_id).chain(copies).collect();
     let most = i64::try_from(MAX_SEARCHED).unwrap_or(i64::MAX);
     let rows = tx.query(OUTBOX, &[&most, &causes, &replays, &q.key, &q.tenant, &limit(MAX_STEPS)]).await?;
     rows.iter().map(waiting).collect()

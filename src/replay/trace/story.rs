@@ -6,11 +6,14 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::step::{Step, What};
-use super::store::{Ended, Found, Waiting};
+use super::store::{EditStep, Ended, Found, Waiting};
 use super::{Identity, MAX_STEPS, Question};
 
 /// A step with its place: steps of one moment stand in the order of their causes.
 type Placed = ((Timestamp, u8), Step);
+
+/// How the audit names the edit of a dead letter.
+const EDIT: &str = "letter.edit";
 
 /// The newest steps in order of time, and whether there are more.
 pub(super) fn tell(found: &Found, question: &Question) -> (Vec<Step>, bool) {
@@ -24,6 +27,11 @@ pub(super) fn tell(found: &Found, question: &Question) -> (Vec<Step>, bool) {
         placed.extend(letter.closed_at.map(|at| step(&letter.event, at, What::Closed(letter.state.clone()))));
     }
     placed.extend(found.held.iter().map(|(event, at, hold)| step(event, *at, What::Held(hold.clone()))));
+    for step_of in &found.edits {
+        let told = || What::Edited(step_of.edit.clone());
+        placed.extend(step_of.tells_original.then(|| step(&step_of.event, step_of.at, told())));
+        placed.extend(step_of.tells_copy.then(|| step(&step_of.copy(), step_of.at, told())));
+    }
     for ended in &found.ends {
         placed.extend(end(ended, found));
     }
@@ -66,7 +74,8 @@ fn row(waiting: &Waiting, found: &Found, question: &Question) -> Placed {
 fn event_of(waiting: &Waiting, found: &Found, question: &Question) -> Identity {
     let replayed = found.letters.iter().find(|letter| letter.replay_id == Some(waiting.row.row)).map(|l| &l.event);
     let cause = || found.ends.iter().map(|ended| &ended.event).find(|event| waiting.is_caused_by(event));
-    replayed.or_else(cause).cloned().unwrap_or_else(|| Identity {
+    let edited = found.edits.iter().find(|edit| edit.row() == Some(waiting.row.row)).map(EditStep::copy);
+    replayed.or_else(cause).cloned().or(edited).unwrap_or_else(|| Identity {
         tenant: waiting.tenant.clone(),
         consumer: waiting.consumer().unwrap_or("-").to_owned(),
         source: question.source.clone().unwrap_or_default(),
@@ -77,7 +86,8 @@ fn event_of(waiting: &Waiting, found: &Found, question: &Question) -> Identity {
 fn hands<'a>(found: &'a Found, question: &'a Question) -> impl Iterator<Item = Placed> + 'a {
     let named = found.named();
     let rows: BTreeMap<Uuid, &Waiting> = found.outbox.iter().map(|waiting| (waiting.row.row, waiting)).collect();
-    found.hands.iter().filter_map(move |(id, at, hand)| {
+    // An edit has a step of its own, which says more.
+    found.hands.iter().filter(|(_, _, hand)| hand.action != EDIT).filter_map(move |(id, at, hand)| {
         let known = named.get(id).copied().flatten().cloned();
         let event = known.or_else(|| rows.get(id).map(|waiting| event_of(waiting, found, question)))?;
         let what =
@@ -91,7 +101,7 @@ fn step(event: &Identity, at: Timestamp, what: What) -> Placed {
         What::Failed(_) => 0,
         What::GaveUp(_) => 1,
         What::Dead(_) => 2,
-        What::Replayed(_) | What::Changed(_) | What::Held(_) => 3,
+        What::Replayed(_) | What::Changed(_) | What::Held(_) | What::Edited(_) => 3,
         What::Applied(_) | What::Stale(_) | What::Skipped(_) => 4,
         What::Waits(_) | What::Parked(_) => 5,
         What::Confirmed { .. } => 6,

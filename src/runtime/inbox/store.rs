@@ -32,6 +32,17 @@ const RECORD: &str = "
         AS i (tenant, source, event_id, outcome, reason, downstream)
     WHERE b.tenant = i.tenant AND b.consumer = $7 AND b.source = i.source AND b.event_id = i.event_id";
 
+/// A claim of the same event that is being made is waited for.
+const SUPERSEDE: &str = "
+    INSERT INTO onceflow.inbox
+           (tenant, consumer, source, event_id, event_type, fingerprint, claim_id, outcome, reason, downstream)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, 'skipped', 'edited', 0)
+    ON CONFLICT (tenant, consumer, source, event_id) DO NOTHING";
+
+const END_OF: &str = "
+    SELECT outcome, processed_at FROM onceflow.inbox
+    WHERE tenant = $1 AND consumer = $2 AND source = $3 AND event_id = $4";
+
 /// What the inbox knew of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claim {
@@ -53,6 +64,47 @@ pub(crate) struct Fact<'a> {
     pub(crate) outcome: &'static str,
     pub(crate) reason: Option<&'static str>,
     pub(crate) downstream: i32,
+}
+
+/// An event whose place an edited copy takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Superseded {
+    pub(crate) tenant: String,
+    pub(crate) source: String,
+    pub(crate) event_id: String,
+    pub(crate) event_type: String,
+    pub(crate) fingerprint: [u8; 32],
+}
+
+impl Superseded {
+    /// Whether the inbox takes both for one.
+    pub(crate) fn is_same_event(&self, other: &Self) -> bool {
+        (&self.tenant, &self.source, &self.event_id) == (&other.tenant, &other.source, &other.event_id)
+    }
+}
+
+/// Marks an event as dealt with, so that it is never applied. False when it has been dealt with before.
+pub(crate) async fn supersede(tx: &Tx, consumer: &str, event: &Superseded) -> Result<bool, DbError> {
+    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] = [
+        &event.tenant,
+        &consumer,
+        &event.source,
+        &event.event_id,
+        &event.event_type,
+        &event.fingerprint.as_slice(),
+        &Uuid::now_v7(),
+    ];
+    Ok(tx.execute(SUPERSEDE, &params).await? > 0)
+}
+
+/// How an event ended, and when; `None` where the inbox does not know it.
+pub(crate) async fn end_of(
+    tx: &Tx,
+    consumer: &str,
+    event: &Superseded,
+) -> Result<Option<(String, jiff::Timestamp)>, DbError> {
+    let row = tx.query_opt(END_OF, &[&event.tenant, &consumer, &event.source, &event.event_id]).await?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
 }
 
 /// Claims `events` for `consumer`; one answer each. No two of them may share an identity.

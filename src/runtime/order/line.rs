@@ -194,13 +194,30 @@ async fn advance(tx: &Tx, heads: &[Head<'_>]) -> Result<(), DbError> {
     store::move_on(tx, keys).await
 }
 
-/// These dead letters were discarded: what waits behind them goes on.
+/// These dead letters were discarded or archived: what waits behind them goes on.
 ///
 /// # Errors
 /// The database is away.
-pub(crate) async fn discarded(tx: &Tx, dead_letters: &[Uuid]) -> Result<(), DbError> {
-    let keys = store::lock_discarded(tx, dead_letters).await?;
+pub(crate) async fn closed(tx: &Tx, dead_letters: &[Uuid]) -> Result<(), DbError> {
+    let keys = store::lock_closed(tx, dead_letters).await?;
     store::move_on(tx, keys).await
+}
+
+/// An edited copy takes the place of an event: where that was the head of a line, the copy is from now on.
+///
+/// # Errors
+/// The database is away.
+pub(crate) async fn replaced(tx: &Tx, original: Identity<'_>, copy: &str) -> Result<(), DbError> {
+    store::replace(tx, original, copy).await
+}
+
+/// Which event of which consumer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity<'a> {
+    pub(crate) tenant: &'a str,
+    pub(crate) consumer: &'a str,
+    pub(crate) source: &'a str,
+    pub(crate) event_id: &'a str,
 }
 
 /// These outbox rows were dropped. Where one carried the head of a line, the line goes on without it.

@@ -3,7 +3,7 @@
 //! # States
 //! A key with a row in `blocked_key` is blocked by the event that the row names, its *head*. The head was tried and failed: it
 //! waits in a retry queue or is a dead letter. Every other event of the key gets a place in the *line*, `held_event`, and is
-//! acknowledged. When the head is applied, skipped, found to be a copy, or discarded, the first of the line leaves it, through the
+//! acknowledged. When the head is applied, skipped, found to be a copy, discarded or archived, the first of the line leaves it, through the
 //! outbox to the consumer's queue, and is the head from then on. A line without anybody ends, and its key is free.
 //!
 //! Invariant: of a blocked key only the head is handled. So one is in flight, the line is worked off in order, and a head that fails
@@ -17,6 +17,7 @@
 //! - *Two replicas*: whoever adds to a line or moves it on holds the row of its key, and looks at the line only then.
 //! - *No room*: the message keeps its place by identity alone and goes round through a retry queue, at no cost of attempts. The order
 //!   is that of the places, whenever it comes back, and a head never waits behind messages that can't be taken.
+//! - *An edited copy of the head*: takes its place as the head, in the transaction of the edit.
 //! - *A head that vanishes* (dealt with by a process without the policy, discarded by hand in SQL) is found by [`sweep`]. So is what
 //!   waits when a consumer is no longer strict.
 
@@ -24,8 +25,8 @@ mod line;
 mod store;
 mod sweep;
 
+pub(crate) use line::{Identity, closed, dropped, replaced};
 pub(super) use line::{Line, Looked, Place, Waiting};
-pub(crate) use line::{discarded, dropped};
 pub(super) use sweep::sweep;
 
 /// What becomes of the later events of a key when one of them fails.

@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::line::{Head, Line, Looked, Waiting};
+use super::line::{Head, Identity, Line, Looked, Waiting};
 use crate::db::{DbError, Tx};
 use crate::event::Envelope;
 
@@ -49,7 +49,7 @@ const LOCK_HEADS: &str = "
     ORDER BY b.tenant, b.consumer, b.partition_key
     FOR UPDATE OF b";
 
-const LOCK_DISCARDED: &str = "
+const LOCK_CLOSED: &str = "
     SELECT b.tenant, b.consumer, b.partition_key
     FROM onceflow.blocked_key b
     JOIN onceflow.dead_letter d
@@ -58,6 +58,12 @@ const LOCK_DISCARDED: &str = "
     WHERE d.id = ANY ($1)
     ORDER BY b.tenant, b.consumer, b.partition_key
     FOR UPDATE OF b";
+
+/// Not yet sent from the line: an outbox row of its own carries the copy.
+const REPLACE: &str = "
+    UPDATE onceflow.blocked_key
+    SET event_id = $5, sent_id = NULL, since = clock_timestamp()
+    WHERE tenant = $1 AND consumer = $2 AND source = $3 AND event_id = $4";
 
 const LOCK_SENT: &str = "
     SELECT tenant, consumer, partition_key FROM onceflow.blocked_key
@@ -74,7 +80,7 @@ const LOCK_ORPHANS: &str = "
                    WHERE i.tenant = b.tenant AND i.consumer = b.consumer AND i.source = b.source AND i.event_id = b.event_id)
            OR EXISTS (SELECT FROM onceflow.dead_letter d
                       WHERE d.tenant = b.tenant AND d.consumer = b.consumer AND d.source = b.source
-                        AND d.event_id = b.event_id AND d.state = 'discarded' AND d.closed_at > b.since)
+                        AND d.event_id = b.event_id AND d.state IN ('discarded', 'archived') AND d.closed_at > b.since)
               AND NOT EXISTS (SELECT FROM onceflow.dead_letter d
                               WHERE d.tenant = b.tenant AND d.consumer = b.consumer AND d.source = b.source
                                 AND d.event_id = b.event_id AND d.state IN ('open', 'replaying')))
@@ -243,8 +249,13 @@ pub(super) async fn lock_heads(tx: &Tx, heads: &[Head<'_>]) -> Result<Keys, DbEr
 }
 
 /// Locks the keys that these dead letters block.
-pub(super) async fn lock_discarded(tx: &Tx, dead_letters: &[Uuid]) -> Result<Keys, DbError> {
-    locked(&tx.query(LOCK_DISCARDED, &[&dead_letters]).await?)
+pub(super) async fn replace(tx: &Tx, original: Identity<'_>, copy: &str) -> Result<(), DbError> {
+    let Identity { tenant, consumer, source, event_id } = original;
+    tx.execute(REPLACE, &[&tenant, &consumer, &source, &event_id, &copy]).await.map(|_| ())
+}
+
+pub(super) async fn lock_closed(tx: &Tx, dead_letters: &[Uuid]) -> Result<Keys, DbError> {
+    locked(&tx.query(LOCK_CLOSED, &[&dead_letters]).await?)
 }
 
 /// Locks the keys whose heads were sent with these outbox rows.

@@ -52,6 +52,16 @@ impl Default for Limits {
     }
 }
 
+/// Whether the attributes of a message stand in its body.
+pub fn is_structured(message: &Message) -> bool {
+    MediaType::parse(message.content_type.as_deref()) == Ok(MediaType::Structured)
+}
+
+/// The CloudEvents attribute that a header stands for, of those that have a meaning here.
+pub fn attribute_of_header(name: &str) -> Option<&'static str> {
+    attributes::known_name(name)
+}
+
 /// Reads a message in any of the accepted forms. The payload itself stays undecoded.
 ///
 /// # Errors

@@ -316,3 +316,27 @@ async fn a_discard_is_a_job_too_with_the_same_undo_window() {
     assert_eq!(desk.count("SELECT count(*) FROM onceflow.outbox").await, 0);
     running.stop().await;
 }
+
+#[tokio::test]
+async fn an_archive_of_many_is_a_job_too_and_leaves_out_what_is_archived_already() {
+    let desk = Desk::new().await;
+    desk.letters("gone", "wrong", 12, 2).await;
+    desk.letters("gone", "before", 3, 3).await;
+    let before = "UPDATE onceflow.dead_letter SET state = 'archived', closed_at = now(), closed_by = 'wang' WHERE reason = 'before'";
+    desk.client.execute(before, &[]).await.unwrap();
+    let running = desk.run();
+    let rows = desk.client.query("SELECT id FROM onceflow.dead_letter", &[]).await.unwrap();
+    let all = onceflow::replay::Selection::Ids(rows.iter().map(|row| row.get(0)).collect());
+    let new = NewJob { action: Action::Archive, selection: all, ..everything() };
+    let job = desk.made(&new).await;
+    let left: Vec<_> = job.plan.left_out.iter().map(|l| (l.why.as_str(), l.count)).collect();
+    assert_eq!(left, [("archived", 3)]);
+    let done = desk.until(job.id, |job| job.state == State::Done).await;
+    assert_eq!(books(&done), json!([12, 0, 0, 12, 0, 0]));
+    let archived = "SELECT count(*) FROM onceflow.dead_letter WHERE state = 'archived' AND closed_by = 'li' AND closed_reason = 'mended'";
+    assert_eq!((desk.count(archived).await, desk.audit("job.archive").await), (12, 12));
+    let detail = desk.audit_detail("job.archive").await;
+    assert_eq!((&detail["before"], &detail["after"]), (&json!("open"), &json!("archived")));
+    assert_eq!(desk.count("SELECT count(*) FROM onceflow.outbox").await, 0);
+    running.stop().await;
+}
