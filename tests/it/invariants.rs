@@ -1,4 +1,4 @@
 //! `onceflow check invariants`: silent while everything works, and it finds whatever is broken.
 
-mod broken;
+pub(crate) mod broken;
 mod load;

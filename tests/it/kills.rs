@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::harness::service::Service;
 use crate::harness::{SOON, Stack, Wishes, eventually, size};
+use crate::invariants::broken::check;
 
 const TYPE: &str = "org.user.upserted.v1";
 const APPLIED: &str = "SELECT count(*) FROM onceflow.inbox WHERE outcome = 'applied'";
@@ -41,6 +42,10 @@ async fn i1_i2_random_kills_under_load_lose_nothing_and_apply_nothing_twice() {
         let at = share * round - rand::rng().random_range(0..share.max(1));
         eventually(within, || async { (stack.count(APPLIED).await >= at).then_some(()) }).await;
         service.kill().await;
+        // What a kill leaves half done is nowhere: neither before the next start nor after it.
+        let url = stack.database.as_ref().unwrap().url();
+        let left = check(url, &["--full", "--within", "60s"]).await;
+        assert_eq!(left.status.code(), Some(0), "{}", String::from_utf8_lossy(&left.stdout));
         service = Service::start(stack.config_file(), "");
     }
     load.await.unwrap();

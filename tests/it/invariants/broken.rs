@@ -10,7 +10,7 @@ use tokio::process::Command;
 use crate::harness::Database;
 
 /// The binary on a database, as an operator runs it.
-pub(super) async fn check(database_url: &str, args: &[&str]) -> Output {
+pub(crate) async fn check(database_url: &str, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_onceflow"));
     command.args(["check", "invariants"]).args(args).env_clear().current_dir(std::env::temp_dir());
     command.env("ONCEFLOW_DATABASE_URL", database_url).env("ONCEFLOW_AMQP_URL", "amqp://guest:guest@127.0.0.1:9/%2f");
