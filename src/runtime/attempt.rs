@@ -161,6 +161,8 @@ impl Attempter {
     /// Nobody waits for a handler that hangs, and none takes its lane down. After an error the transaction is dropped, which
     /// closes its connection.
     async fn guarded<T>(&self, work: impl Future<Output = T>) -> Result<T, Attempt> {
+        // On the heap, once for a batch: a handler's future is large, and each layer around it would copy it to the stack.
+        let work = Box::pin(work);
         match tokio::time::timeout(self.handler_timeout, AssertUnwindSafe(work).catch_unwind()).await {
             Ok(Ok(worked)) => Ok(worked),
             Ok(Err(panic)) => Err(Attempt::Failed(panicked(&*panic))),

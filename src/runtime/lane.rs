@@ -73,7 +73,7 @@ impl Lane {
                 Some(rejection) => {
                     if self.settler.keeps_order() {
                         // What came before it must not wait behind it.
-                        self.work_through(std::mem::take(&mut good)).await;
+                        Box::pin(self.work_through(std::mem::take(&mut good))).await;
                     }
                     self.settler.refused(job, &rejection).await;
                 }

@@ -54,10 +54,13 @@ impl Door {
             second_person_above: 0,
             loads: Arc::default(),
             editing: Rules {
-                on: false,
-                consumers: Vec::new(),
+                on: true,
+                consumers: domains::consumers().into_iter().map(Arc::from).collect(),
                 limits: Limits::default(),
-                queues: std::collections::BTreeMap::new(),
+                queues: domains::consumers()
+                    .iter()
+                    .map(|c| (c.name().to_owned(), format!("flow.{}", c.name())))
+                    .collect(),
             },
             keep_dead_letters: Some(Duration::from_secs(180 * 86_400)),
             version: "test",

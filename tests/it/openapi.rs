@@ -144,7 +144,8 @@ const WORLD: &str = r#"
         partition_key, correlation_id)
     SELECT gen_random_uuid(), 'default', 'org', 'hr', 'e' || n, 'org.user.upserted.v1', 'handle', CASE n % 2 WHEN 0 THEN 'cycle' ELSE 'gap' END,
         ARRAY['it failed', 'because'], 'application/json', CASE n % 2 WHEN 0 THEN '{"a":1}'::bytea ELSE '\xff' END,
-        '{"amqp:message_id": "x"}', 'flow.in', 'x', 1, now() - interval '1 hour', now() - interval '1 minute', '1', '42', 'case'
+        jsonb_build_object('amqp:message_id', 'e' || n, 'amqp:type', 'org.user.upserted.v1',
+            'amqp:content_type', 'application/json', 'cloudEvents:source', 'hr', 'cloudEvents:subject', 'user/42'), 'flow.in', 'x', 1, now() - interval '1 hour', now() - interval '1 minute', '1', '42', 'case'
       FROM generate_series(1, 8) AS n;
     UPDATE onceflow.dead_letter SET state = 'replayed', closed_at = now(), closed_by = 'onceflow', closed_reason = 'x',
         replayed_at = now(), replay_id = gen_random_uuid(), replays = 1,
@@ -215,10 +216,27 @@ async fn change_dead_letters(door: &Door, document: &mut Document) {
         let done = door.post(&format!("/api/v1/dlq/{verb}"), body).await;
         document.fits(&format!("post /api/v1/dlq/{verb}"), &done);
     }
+    for verb in ["archive", "restore"] {
+        let body = json!({ "selection": { "filter": { "reason_code": "cycle" } }, "reason": "not now", "max": 1 });
+        let done = door.post(&format!("/api/v1/dlq/{verb}"), body).await;
+        assert_eq!(done.1["ids"].as_array().unwrap().len(), 1, "{}", done.1);
+        document.fits(&format!("post /api/v1/dlq/{verb}"), &done);
+    }
+    edit_dead_letters(door, document).await;
     let nobody = json!({ "selection": { "ids": [uuid::Uuid::nil()] } });
     document.fits("post /api/v1/dlq/replay", &door.post("/api/v1/dlq/replay", nobody.clone()).await);
     let settled = door.post("/api/v1/dlq/settled", json!({ "ids": nobody["selection"]["ids"] })).await;
     document.fits("post /api/v1/dlq/settled", &settled);
+}
+
+async fn edit_dead_letters(door: &Door, document: &mut Document) {
+    let (_, page) = door.get("/api/v1/dlq?reason_code=cycle").await;
+    let id = page["items"][0]["id"].as_str().unwrap();
+    let payload = r#"{"directory": "hr", "id": "42", "version": "7", "name": "Li"}"#;
+    let edit = json!({ "payload": payload, "reason": "told by hr" });
+    let made = door.post(&format!("/api/v1/dlq/{id}/edit"), edit).await;
+    document.fits("post /api/v1/dlq/{id}/edit", &made);
+    document.fits("get /api/v1/dlq/{id}/diff", &door.get(&format!("/api/v1/dlq/{id}/diff")).await);
 }
 
 async fn run_jobs(door: &Door, document: &mut Document, client: &tokio_postgres::Client) {

@@ -1,5 +1,6 @@
 //! Order through failure: what follows a failed event of its key waits for it, where the consumer is strict.
 
+mod closed;
 mod edges;
 mod kills;
 

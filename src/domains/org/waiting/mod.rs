@@ -37,7 +37,8 @@ pub(super) async fn release(work: &mut Work<'_>) -> Result<(), HandleError> {
             let Some(last) = page.last() else { break };
             after = last.position();
             for kept in &page {
-                retry(work, &kept.change, &kept.stamp).await?;
+                // Rare, and large: not part of every event's future.
+                Box::pin(retry(work, &kept.change, &kept.stamp)).await?;
             }
         }
     }
