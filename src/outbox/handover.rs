@@ -67,8 +67,6 @@ pub(super) struct Handed {
     pub(super) rows: Vec<Pending>,
     /// Others may have written rows that come before these: look at the table first.
     pub(super) look: bool,
-    /// Some of our own rows may be only in the table: the answer to a COMMIT was lost.
-    pub(super) doubt: bool,
     /// False when rows were refused: only the table has everything.
     pub(super) complete: bool,
 }
@@ -163,9 +161,10 @@ impl Handover {
         self.room.notify_waiters();
         state.rows -= rows.len();
         state.bytes -= rows.iter().map(Pending::weight).sum::<usize>();
+        // After a COMMIT whose answer was lost, some of our own rows may be only in the table.
         let doubt = state.doubt_until.is_some_and(|until| Instant::now() < until);
         let look = std::mem::take(&mut state.look) || doubt;
-        Handed { rows, look, doubt, complete: state.open }
+        Handed { rows, look, complete: state.open }
     }
 
     fn decide(&self, number: u64, rows: Vec<Pending>) {

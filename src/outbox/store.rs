@@ -64,7 +64,6 @@ const READY: &str = "
                       AND NOT (w.tenant || '/' || coalesce(w.partitionkey, w.aggregateid) = ANY($3))
                       AND w.seq NOT IN (SELECT k FROM unnest($4::bigint[]) AS k)
                       AND w.seq <= coalesce($6::bigint, 9223372036854775807)
-                      AND w.writer <> coalesce($8::bigint, -9223372036854775808)
                     ORDER BY w.seq LIMIT $2
                 ) r
                 WINDOW by_seq AS (ORDER BY r.seq ROWS UNBOUNDED PRECEDING)
@@ -174,8 +173,6 @@ pub(super) struct Look<'a> {
     pub(super) without_keys: &'a [&'a str],
     /// Rows that are known already.
     pub(super) known: &'a [i64],
-    /// A writer whose rows come another way.
-    pub(super) without_writer: Option<i64>,
 }
 
 /// What a look at the table has brought.
@@ -191,9 +188,8 @@ pub(super) async fn ready(tx: &Tx, look: Look<'_>) -> Result<Found, DbError> {
     let keys: Vec<Option<&str>> = look.places.iter().map(|(_, key)| key.as_deref()).collect();
     let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let (limit, bytes) = (whole(look.limit), whole(look.bytes));
-    let Look { without_keys, known, until, without_writer, .. } = &look;
-    let params: [&(dyn ToSql + Sync); 8] =
-        [&partitions, &limit, without_keys, known, &keys, until, &bytes, without_writer];
+    let Look { without_keys, known, until, .. } = &look;
+    let params: [&(dyn ToSql + Sync); 7] = [&partitions, &limit, without_keys, known, &keys, until, &bytes];
     let rows = tx.query(READY, &params).await?;
     let of_places = rows.chunk_by(|a, b| a.get::<_, i16>(11) == b.get::<_, i16>(11));
     let is_cut = |place: &[Row]| place.len() >= look.limit || place.last().is_some_and(|row| row.get(14));

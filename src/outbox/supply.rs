@@ -64,14 +64,6 @@ enum Source {
     Memory,
 }
 
-/// Which rows a look at the table brings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rows {
-    All,
-    /// Not those of our own process, which are handed over.
-    OfOthers,
-}
-
 /// When the table is looked at while rows come from memory.
 #[derive(Debug)]
 struct LookTimer {
@@ -168,7 +160,7 @@ impl Supply {
         let until = match self.source {
             Source::Closing { until } => until,
             Source::Table | Source::Memory => {
-                let seen = self.look_at_table(None, Rows::All).await?;
+                let seen = self.look_at_table(None).await?;
                 if !self.blocked.is_empty() || !seen.is_near(self.last_seq().await?) {
                     return Ok(());
                 }
@@ -178,7 +170,7 @@ impl Supply {
             }
         };
         self.source = Source::Closing { until };
-        let seen = self.look_at_table(Some(until), Rows::All).await?;
+        let seen = self.look_at_table(Some(until)).await?;
         if !self.handover.is_open() {
             self.source = Source::Table;
         } else if seen.everything {
@@ -200,9 +192,9 @@ impl Supply {
         }
         self.take_handed(handed.rows);
         let look = handed.look || self.look.is_due() && self.others_have_rows().await?;
-        // Ours come from memory, all of them unless a COMMIT was not answered.
-        let of = if handed.doubt { Rows::All } else { Rows::OfOthers };
-        if look && !self.look_at_table(None, of).await?.everything {
+        // Ours too, although they come from memory: one whose COMMIT is not answered yet may stand before one of others that
+        // this look shows, whose transaction began when ours had freed the locks. What is handed over later is known then.
+        if look && !self.look_at_table(None).await?.everything {
             self.start_over();
         }
         Ok(())
@@ -243,10 +235,10 @@ impl Supply {
     }
 
     /// Brings what is not at hand yet, of the rows with numbers up to `until`.
-    async fn look_at_table(&mut self, until: Option<i64>, of: Rows) -> Result<Seen, DbError> {
+    async fn look_at_table(&mut self, until: Option<i64>) -> Result<Seen, DbError> {
         let places: Vec<_> = self.grant.partitions().into_iter().map(|partition| (partition, None)).collect();
         let without: Vec<Arc<str>> = self.blocked.keys().chain(self.aside.keys()).cloned().collect();
-        let Found { rows, everything } = self.read(&places, until, (&without, of)).await?;
+        let Found { rows, everything } = self.read(&places, until, &without).await?;
         self.look.found(rows.len());
         let lowest = rows.iter().map(|row| row.seq).min();
         for row in rows {
@@ -267,7 +259,7 @@ impl Supply {
                 // In turn: the keys that are left get their rows once these have gone.
                 return Ok(());
             }
-            let Found { rows, everything } = self.read(std::slice::from_ref(&place), None, (&[], Rows::All)).await?;
+            let Found { rows, everything } = self.read(std::slice::from_ref(&place), None, &[]).await?;
             if let Some(key) = place.1.filter(|_| everything) {
                 // What is committed after this look is handed over again.
                 self.aside.remove(&key);
@@ -279,22 +271,13 @@ impl Supply {
         Ok(())
     }
 
-    async fn read(
-        &self,
-        places: &[Place],
-        until: Option<i64>,
-        (without, of): (&[Arc<str>], Rows),
-    ) -> Result<Found, DbError> {
+    async fn read(&self, places: &[Place], until: Option<i64>, without: &[Arc<str>]) -> Result<Found, DbError> {
         self.sweep.room().await;
         let known: Vec<i64> = self.lineup.seqs().chain(self.sweep.known()).collect();
         let without_keys: Vec<&str> = without.iter().map(|key| &**key).collect();
         let tx = self.pool.begin().await?;
-        let without_writer = match of {
-            Rows::All => None,
-            Rows::OfOthers => Some(self.handover.writer()),
-        };
         let (limit, bytes) = (LOOK_ROWS, LOOK_BYTES);
-        let look = Look { places, until, limit, bytes, without_keys: &without_keys, known: &known, without_writer };
+        let look = Look { places, until, limit, bytes, without_keys: &without_keys, known: &known };
         let found = store::ready(&tx, look).await?;
         tx.commit_repeatable().await?;
         Ok(found)

@@ -38,6 +38,8 @@ pub fn init(level: &str, form: Form) -> Result<(), LevelError> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_span_events(FmtSpan::NONE)
+        // It would tell of a log that can't be written on the same standard error, and panic where that is closed.
+        .log_internal_errors(false)
         .with_ansi(terminal);
     // The second attempt in a test process is refused; the first set-up serves.
     let _already_set = match form {

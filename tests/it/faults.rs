@@ -108,3 +108,13 @@ async fn i2_a_commit_whose_answer_is_lost_is_recognised_and_not_counted_as_a_dup
     assert_eq!(stack.count("SELECT sum(duplicates)::bigint FROM onceflow.inbox").await, 0);
     assert_eq!(stack.count("SELECT count(*) FROM onceflow.dead_letter").await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_whose_log_nobody_reads_any_more_goes_on_and_stops_in_an_orderly_way_p20() {
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    stack.publish_all(users(&stack)).await;
+    let service = Service::deaf(stack.config_file());
+    stack.until_count("SELECT count(*) FROM onceflow.inbox WHERE outcome = 'applied'", USERS).await;
+    assert_eq!(stack.downstream().await.len() as i64, USERS);
+    service.stop().await;
+}

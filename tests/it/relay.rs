@@ -91,6 +91,45 @@ async fn i5_a_row_of_somebody_else_leaves_before_a_later_one_that_was_handed_ove
     relay.stop().await;
 }
 
+/// The number by which a relay's process marks its rows.
+async fn writer_of(relay: &Alone, stack: &Stack) -> i64 {
+    // Whoever removes rows waits for this lock.
+    let held = stack.database.as_ref().unwrap().client().await;
+    held.batch_execute("BEGIN; SELECT FROM onceflow.outbox_partition FOR UPDATE").await.unwrap();
+    relay.append(stack, "first", 1).await;
+    let writer = stack.count("SELECT writer FROM onceflow.outbox").await;
+    held.batch_execute("COMMIT").await.unwrap();
+    stack.until_count("SELECT count(*) FROM onceflow.outbox", 0).await;
+    writer
+}
+
+/// Another replica commits the next row of a key as soon as ours has freed the locks, before our process has read the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i5_a_later_row_of_somebody_else_does_not_overtake_one_of_ours_whose_commit_is_not_answered_yet() {
+    const ROW: &str = "INSERT INTO onceflow.outbox (aggregatetype, aggregateid, type, payload, writer)
+        VALUES ('user', $1, 'org.user.changed.v1', json_build_object('n', $2::bigint), $3)";
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    let relay = Alone::start(&stack).await;
+    let writer = writer_of(&relay, &stack).await;
+    for key in 0..20 {
+        let (key, undecided) = (key.to_string(), relay.handover.ticket());
+        stack.client.execute(ROW, &[&key, &1i64, &writer]).await.unwrap();
+        stack.client.execute(ROW, &[&key, &2i64, &0i64]).await.unwrap();
+        stack
+            .until_count(&format!("SELECT count(*) FROM onceflow.outbox WHERE aggregateid = '{key}' AND writer = 0"), 0)
+            .await;
+        drop(undecided);
+    }
+    let received = stack.downstream().await;
+    for key in 0..20 {
+        let subject = format!("user/{key}");
+        let of_key = received.iter().filter(|m| m.headers["cloudEvents:subject"] == subject);
+        let bodies: Vec<Value> = of_key.map(|m| serde_json::from_slice(&m.body).unwrap()).collect();
+        assert_eq!(bodies, [json!({"n": 1}), json!({"n": 2})], "key {key}");
+    }
+    relay.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c5_a_hot_key_leaves_in_order_and_holds_up_no_other() {
     const HOT: i64 = 600;

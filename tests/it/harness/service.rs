@@ -32,6 +32,21 @@ impl Service {
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap())
     }
 
+    /// Starts the service with a log that nobody reads: the pipe is closed at once.
+    pub(crate) fn deaf(config: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_onceflow"));
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.kill_on_drop(true).spawn().unwrap();
+        drop(child.stderr.take());
+        Self(child)
+    }
+
     /// Waits until it has died by itself.
     pub(crate) async fn died(&mut self, within: Duration) {
         let ended = tokio::time::timeout(within, self.0.wait()).await.expect("the fail point was never reached");
