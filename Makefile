@@ -1,12 +1,15 @@
 # One command for each thing a newcomer or a contributor wants; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test fuzz sbom ci ci-setup fmt-check lint unit-and-integration rustdoc deny advisories
+.PHONY: help setup demo bench faults chaos faults-setup test fuzz sbom ci ci-setup fmt-check lint unit-and-integration rustdoc deny advisories
 
-# Passed on by `make demo` and `make bench`, e.g. `make demo ARGS=--once`.
+# Passed on by `make demo`, `make bench`, `make faults` and `make chaos`, e.g. `make demo ARGS=--once`.
 ARGS ?=
 # Of each decoder, for `make fuzz`.
 SECONDS ?= 60
+# Of `make chaos`.
+MINUTES ?= 10
+SEED ?= 1
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +24,17 @@ demo: setup ## see the whole thing work: private servers, a sample world, a live
 bench: setup ## measure against the limit and the naive way, about 20 minutes (ARGS=--list names the scenarios)
 	cargo build --release --locked --features bench
 	./target/release/onceflow-bench $(ARGS)
+
+faults: faults-setup ## inject every fault of docs/RELIABILITY.md, about 15 minutes (ARGS=--list names them)
+	cargo build --locked --features faults
+	./target/debug/onceflow-faults --seed $(SEED) $(ARGS)
+
+chaos: faults-setup ## faults at random under load (MINUTES=10 SEED=1)
+	cargo build --locked --features faults
+	./target/debug/onceflow-faults chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+
+faults-setup:
+	@./scripts/setup.sh --faults
 
 test: setup unit-and-integration ## run every test, on private servers
 
@@ -39,7 +53,7 @@ fmt-check:
 	cargo fmt --all --check
 
 lint:
-	cargo clippy --locked --all-targets --features failpoints,bench -- -D warnings
+	cargo clippy --locked --all-targets --features failpoints,bench,faults -- -D warnings
 
 unit-and-integration:
 	cargo test --locked --features failpoints

@@ -4,6 +4,7 @@
 #   scripts/setup.sh              servers (RabbitMQ, PostgreSQL) and a C compiler
 #   scripts/setup.sh --ci         also cargo-deny, for `make ci`
 #   scripts/setup.sh --promtool   also promtool, to check the metrics
+#   scripts/setup.sh --faults     also libfaketime, for `make faults`
 #
 # It never starts a system-wide server: Onceflow boots private ones of its own.
 set -euo pipefail
@@ -42,6 +43,9 @@ find_missing() {
   have openssl || need openssl "makes the certificates of the TLS tests"
   have make || need make "runs the Makefile"
   [ -s /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates "lets cargo check the registry's certificate"
+  if [ "$want_faults" = yes ]; then
+    have_file '/usr/lib/*/faketime/libfaketimeMT.so.1' || need libfaketime "moves the wall clock of a process under test"
+  fi
   if [ "$want_promtool" = yes ] && ! have promtool; then need prometheus "holds promtool, which checks the metrics"; fi
 }
 
@@ -94,12 +98,13 @@ install_cargo_deny() {
   CARGO_PROFILE_DEV_DEBUG=0 cargo install --debug --locked cargo-deny --version "$CARGO_DENY_VERSION" >&2
 }
 
-want_ci=no want_promtool=no
+want_ci=no want_promtool=no want_faults=no
 for argument in "$@"; do
   case "$argument" in
     --ci) want_ci=yes ;;
     --promtool) want_promtool=yes ;;
-    *) fail "unknown argument '$argument'; known: --ci, --promtool" ;;
+    --faults) want_faults=yes ;;
+    *) fail "unknown argument '$argument'; known: --ci, --promtool, --faults" ;;
   esac
 done
 

@@ -9,11 +9,12 @@ use super::delivery::Shared;
 use super::headers::History;
 use super::kill_switch::KillSwitch;
 use super::lane::broker_rejection;
+use super::names::dlq_topology;
 use super::order::{Line, Waiting};
 use super::settings::ConsumerSettings;
 use super::settle::Settler;
 use super::wire;
-use crate::broker::{BrokerError, Delivery, Intake, Resize, Subscription, Topology};
+use crate::broker::{BrokerError, Delivery, Intake, Resize, Subscription};
 use crate::clock;
 use crate::message::{Message, Route};
 use crate::pacing::Pacing;
@@ -22,7 +23,8 @@ use crate::telemetry;
 /// Dead letters are rare; a few at a time are enough.
 const PREFETCH: u16 = 20;
 
-/// Drains one consumer's broker dead letters until `stop`. The queue is declared by the consumer itself.
+/// Drains one consumer's broker dead letters until `stop`. The queue is declared each time: without it the broker would drop
+/// what it gives up on.
 pub async fn run_drain(consumer: &'static str, own: ConsumerSettings, shared: Shared) {
     let settler = Settler {
         consumer,
@@ -54,7 +56,8 @@ async fn drain_once(
     pacing: &mut Pacing,
 ) -> Result<(), BrokerError> {
     let queue = shared.settings.names.dlq(settler.consumer);
-    let opened = Subscription::open(&shared.link, &Topology::default(), &queue, intake, &shared.stop).await?;
+    let topology = dlq_topology(&shared.settings, settler.consumer);
+    let opened = Subscription::open(&shared.link, &topology, &queue, intake, &shared.stop).await?;
     let Some(mut subscription) = opened else { return Ok(()) };
     pacing.reset();
     loop {

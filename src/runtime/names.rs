@@ -86,6 +86,11 @@ pub fn fixed_topology(settings: &Settings, consumer: &str) -> Topology {
     Topology { queues, ..Topology::default() }
 }
 
+/// The queue of what the broker gave up on, alone.
+pub(super) fn dlq_topology(settings: &Settings, consumer: &str) -> Topology {
+    Topology { queues: vec![dlq_spec(settings, consumer)], ..Topology::default() }
+}
+
 /// The hash exchange alone: a broker that can't have it says so.
 pub fn hash_exchange_topology(place: Place<'_>) -> Topology {
     let exchange = place.settings.names.hash_exchange(&place.own.name);

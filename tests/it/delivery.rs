@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use onceflow::broker::queue_states;
 use onceflow::db::Commit;
 use onceflow::message::Message;
 use onceflow::runtime::{AnyConsumer, erase};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::probe::EVENT;
@@ -249,6 +251,19 @@ async fn what_the_broker_gave_up_on_is_drained_into_the_dead_letters_with_its_or
     stack.publish_all(vec![dead]).await;
     assert_eq!(stack.death("given-up").await.0, "broker");
     eventually(SOON, || async { (stack.depth("onceflow.probe.dlq").await == 0).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_queue_of_the_brokers_dead_letters_is_declared_again_b12() {
+    let (stack, _) = stack().await;
+    let (vhost, queue) = (stack.vhost.as_ref().unwrap(), "onceflow.probe.dlq".to_owned());
+    let there = || async {
+        let found = queue_states(&stack.link, std::slice::from_ref(&queue)).await.unwrap()[0];
+        found.is_some_and(|state| state.consumers == 1).then_some(())
+    };
+    eventually(SOON, there).await;
+    vhost.request(Method::DELETE, &format!("/api/queues/{}/{queue}", vhost.name()), json!({})).await;
+    eventually(SOON, there).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

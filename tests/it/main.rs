@@ -7,6 +7,7 @@ mod harness;
 mod admin;
 mod archive;
 mod bulk;
+mod catalogue;
 mod cli;
 mod delivery;
 mod documents;

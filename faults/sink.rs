@@ -1,0 +1,166 @@
+//! The sibling system: takes every downstream message over every outage, and keeps a journal in the order of arrival.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::StreamExt as _;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, ConnectionProperties, ExchangeKind};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// The sibling's queue.
+pub(crate) const QUEUE: &str = "faults.sibling";
+const EGRESS: &str = "onceflow.out";
+const PREFETCH: u16 = 500;
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// One message as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Arrival {
+    pub(crate) message_id: String,
+    /// The event that caused it.
+    pub(crate) cause: String,
+    pub(crate) event_type: String,
+    pub(crate) subject: String,
+    /// Of the entity, where the payload tells it.
+    pub(crate) version: Option<i64>,
+}
+
+/// A running sink.
+pub(crate) struct Sink {
+    arrived: Arc<Mutex<Vec<Arrival>>>,
+    task: JoinHandle<()>,
+    /// The number of times that the queue was declared and bound.
+    bound: watch::Receiver<u64>,
+    again: Arc<tokio::sync::Notify>,
+}
+
+impl Sink {
+    /// Declares its queue, bound to everything, and consumes.
+    pub(crate) async fn start(amqp_url: &str) -> anyhow::Result<Self> {
+        let arrived: Arc<Mutex<Vec<Arrival>>> = Arc::default();
+        let (tell, mut bound) = watch::channel(0);
+        let again = Arc::new(tokio::sync::Notify::new());
+        let task = tokio::spawn(consume_for_ever(amqp_url.to_owned(), arrived.clone(), tell, again.clone()));
+        bound.wait_for(|bound| *bound > 0).await.context("the sink has ended")?;
+        Ok(Self { arrived, task, bound, again })
+    }
+
+    /// Binds its queue again, after a fault has taken exchange or binding away.
+    pub(crate) async fn bind_again(&mut self) -> anyhow::Result<()> {
+        let before = *self.bound.borrow();
+        self.again.notify_one();
+        self.bound.wait_for(|bound| *bound > before).await.context("the sink has ended")?;
+        Ok(())
+    }
+
+    /// All that came.
+    pub(crate) fn arrivals(&self) -> Vec<Arrival> {
+        self.lock().clone()
+    }
+
+    /// Ends it and writes the journal down.
+    pub(crate) fn end(&self, file: &Path) -> anyhow::Result<Vec<Arrival>> {
+        self.task.abort();
+        let arrivals = self.arrivals();
+        write(&arrivals, file).with_context(|| format!("write {}", file.display()))?;
+        Ok(arrivals)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arrival>> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn consume_for_ever(
+    amqp_url: String,
+    arrived: Arc<Mutex<Vec<Arrival>>>,
+    tell: watch::Sender<u64>,
+    again: Arc<tokio::sync::Notify>,
+) {
+    loop {
+        // Whatever ends it, it begins again.
+        if let Ok(Ok((connection, mut consumer))) = tokio::time::timeout(CONNECT_WITHIN, open(&amqp_url)).await {
+            tell.send_modify(|bound| *bound += 1);
+            tokio::select! {
+                () = consume(&mut consumer, &arrived) => {}
+                () = again.notified() => {}
+            }
+            drop(connection);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn open(amqp_url: &str) -> anyhow::Result<(Connection, lapin::Consumer)> {
+    let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(EGRESS.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(QUEUE.into(), durable, FieldTable::default()).await?;
+    let bind = QueueBindOptions::default();
+    channel.queue_bind(QUEUE.into(), EGRESS.into(), "#".into(), bind, FieldTable::default()).await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    let consume = BasicConsumeOptions::default();
+    let consumer = channel.basic_consume(QUEUE.into(), "".into(), consume, FieldTable::default()).await?;
+    Ok((connection, consumer))
+}
+
+async fn consume(consumer: &mut lapin::Consumer, arrived: &Mutex<Vec<Arrival>>) {
+    while let Some(Ok(delivery)) = consumer.next().await {
+        let arrival = read(&delivery);
+        arrived.lock().unwrap_or_else(PoisonError::into_inner).push(arrival);
+        if delivery.acker.ack(BasicAckOptions::default()).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn read(delivery: &Delivery) -> Arrival {
+    let headers = delivery.properties.headers().as_ref();
+    let header = |name: &str| headers.and_then(|table| text(table, name)).unwrap_or_default().to_owned();
+    let body: Value = serde_json::from_slice(&delivery.data).unwrap_or_default();
+    let version = body["version"].as_str().and_then(|text| text.parse().ok());
+    Arrival {
+        message_id: delivery.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default(),
+        cause: header("cloudEvents:causationid"),
+        event_type: delivery.routing_key.to_string(),
+        subject: header("cloudEvents:subject"),
+        version,
+    }
+}
+
+fn text<'a>(table: &'a FieldTable, name: &str) -> Option<&'a str> {
+    match table.inner().get(name)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+        AMQPValue::ShortString(text) => Some(text.as_str()),
+        _ => None,
+    }
+}
+
+fn write(arrivals: &[Arrival], file: &Path) -> std::io::Result<()> {
+    let mut out = std::io::BufWriter::new(std::fs::File::create(file)?);
+    for came in arrivals {
+        let line = json!({"id": came.message_id, "cause": came.cause, "type": came.event_type, "subject": came.subject, "version": came.version});
+        writeln!(out, "{line}")?;
+    }
+    out.flush()
+}
