@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use super::process::{hold, until_blocked};
 use super::{Fault, TWO, Work, fault};
 use crate::ground::connect;
-use crate::rig::{PLAIN, Rig, Setup};
+use crate::rig::{PLAIN, Rig, Setup, until};
 
 const IMPATIENT: Setup = Setup {
     settings: "database.statement_timeout = \"500ms\"\nretry.max_attempts = 100\nruntime.kill_switch_failures = 0",
@@ -109,8 +109,10 @@ fn pool_exhausted(rig: &mut Rig) -> Work<'_> {
         rig.producer.set_rate(600);
         for _ in 0..6 {
             rig.progress(200).await?;
-            let ready = rig.replica(0)?.status().await.context("the API does not answer while all lanes work")?;
-            ensure!(ready.0 == 200, "the API said {}", ready.0);
+            // A pool of its own: the lanes can't keep it from answering. A busy machine may make it late.
+            let replica = rig.replica(0)?;
+            let answers = || async { matches!(replica.status().await, Some((200, _))) };
+            until("the API answers while all lanes work", Duration::from_secs(5), answers).await?;
         }
         rig.producer.set_rate(200);
         rig.healed().await.map(drop)
