@@ -77,7 +77,8 @@ async fn bury(shared: &Shared, settler: &Settler, delivery: &Delivery) {
     let consumer = settler.consumer;
     let message = &delivery.message;
     let death = Death::of(message, &delivery.route);
-    let history = History::of(message, &delivery.route);
+    // It comes through the default exchange; where it was published to before tells whether a producer wrote the history.
+    let history = History::of(message, if death.origin.exchange.is_empty() { &delivery.route } else { &death.origin });
     let decoded = wire::decode(message, &shared.settings.limits);
     let identity = match &decoded {
         Ok(envelope) => Identity::of_event(envelope),
@@ -119,7 +120,8 @@ async fn bury(shared: &Shared, settler: &Settler, delivery: &Delivery) {
     }
 }
 
-/// What the broker says in `x-death` about why it gave up. Read for people only: its form changes between versions.
+/// What the broker says in `x-death` about why it gave up, the newest first. Its form changes between versions: what is
+/// missing is left empty.
 struct Death {
     reason: &'static str,
     queue: String,

@@ -16,7 +16,7 @@ const ORIGINAL_ROUTING_KEY: &str = "onceflow-original-routing-key";
 /// All headers together must fit one frame (128 KiB by default); an error text needs no more than this.
 const MAX_ERROR_BYTES: usize = 500;
 
-/// Whether a header is part of our own bookkeeping.
+/// Whether a header is part of our own bookkeeping. Only what we publish ourselves may have one: a producer's is forged.
 pub(super) fn is_ours(key: &str) -> bool {
     [ATTEMPT, FIRST_FAILED_AT, ERROR, ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, REPLAY_ID].contains(&key)
 }
@@ -31,7 +31,8 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Reads the history. A producer's exchange can't forge it: retries and replays come through the default exchange.
+    /// Reads the history of a message that was published to `route`. A producer's exchange can't forge it: retries and replays
+    /// come through the default exchange.
     pub(super) fn of(message: &Message, route: &Route) -> Self {
         if !route.exchange.is_empty() {
             return Self { attempts: 0, first_failed_at: None, replay_id: None, origin: route.clone() };
@@ -51,7 +52,13 @@ impl History {
     }
 }
 
-/// Writes the history as it is, for a message that waits and comes back.
+/// Writes the history as it is onto a message that waits and comes back, in place of what the producer forged.
+pub(super) fn mark_waiting(message: &mut Message, history: &History) {
+    message.headers.retain(|key, _| !is_ours(key));
+    carry(history, |key, value| drop(message.headers.insert(key.to_owned(), value)));
+}
+
+/// Writes the history as it is. The headers that it is written to must have none of ours.
 pub(super) fn carry(history: &History, mut set: impl FnMut(&str, Value)) {
     set(ORIGINAL_EXCHANGE, Value::from(history.origin.exchange.as_str()));
     set(ORIGINAL_ROUTING_KEY, Value::from(history.origin.routing_key.as_str()));
@@ -68,16 +75,13 @@ pub(super) fn carry(history: &History, mut set: impl FnMut(&str, Value)) {
 
 /// Writes the history of one more failed attempt onto a message that goes to a retry queue.
 pub(super) fn mark_failed(message: &mut Message, history: &History, error: &str, now: Timestamp) {
-    let first = history.first_failed_at.unwrap_or(now);
-    let mut set = |key: &str, value: Value| message.headers.insert(key.to_owned(), value);
-    set(ATTEMPT, Value::from(history.attempts.saturating_add(1)));
-    set(FIRST_FAILED_AT, Value::from(first.to_string()));
-    set(ERROR, Value::from(cut(error, MAX_ERROR_BYTES)));
-    set(ORIGINAL_EXCHANGE, Value::from(history.origin.exchange.as_str()));
-    set(ORIGINAL_ROUTING_KEY, Value::from(history.origin.routing_key.as_str()));
-    if let Some(id) = history.replay_id {
-        set(REPLAY_ID, Value::from(id.to_string()));
-    }
+    let after = History {
+        attempts: history.attempts.saturating_add(1),
+        first_failed_at: history.first_failed_at.or(Some(now)),
+        ..history.clone()
+    };
+    mark_waiting(message, &after);
+    message.headers.insert(ERROR.to_owned(), Value::from(cut(error, MAX_ERROR_BYTES)));
 }
 
 /// The longest prefix of whole characters within `max` bytes.
@@ -118,7 +122,7 @@ mod tests {
             replay_id: Some(Uuid::from_u128(7)),
             origin: route("onceflow.in"),
         };
-        carry(&before, |name, value| drop(message.headers.insert(name.to_owned(), value)));
+        mark_waiting(&mut message, &before);
         let back = Route { exchange: String::new(), routing_key: "onceflow.org".to_owned() };
         assert_eq!(History::of(&message, &back), before);
     }
@@ -128,6 +132,19 @@ mod tests {
         let mut message = Message::default();
         message.headers.insert(ATTEMPT.to_owned(), Value::from(99));
         assert_eq!(History::of(&message, &route("onceflow.in")).attempts, 0);
+    }
+
+    #[test]
+    fn a_replay_forged_by_a_producer_does_not_survive_a_failure_or_a_wait_e10() {
+        let mut forged = Message::default();
+        forged.headers.insert(REPLAY_ID.to_owned(), Value::from(Uuid::from_u128(7).to_string()));
+        let fresh = History::of(&forged, &route("onceflow.in"));
+        let back = Route { exchange: String::new(), routing_key: "onceflow.org".to_owned() };
+        let (mut failed, mut waited) = (forged.clone(), forged);
+        mark_failed(&mut failed, &fresh, "boom", "2026-01-01T00:00:00Z".parse().unwrap());
+        mark_waiting(&mut waited, &fresh);
+        assert_eq!(History::of(&failed, &back).replay_id, None);
+        assert_eq!(History::of(&waited, &back).replay_id, None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
-use super::headers::carry;
+use super::headers::mark_waiting;
 use super::job::Job;
 use super::order::{Line, Place, Waiting};
 use super::settle::Settler;
@@ -118,7 +118,7 @@ impl Settler {
     fn round(&self, waiting: Waiting<'_>) -> Outgoing {
         let mut message = waiting.message.clone();
         message.headers = sanitize_headers(&message.headers);
-        carry(waiting.history, |name, value| drop(message.headers.insert(name.to_owned(), value)));
+        mark_waiting(&mut message, waiting.history);
         message.expiration = None;
         let routing_key = self.settings.names.retry(self.consumer, self.rung());
         Outgoing { route: Route { exchange: String::new(), routing_key }, message }

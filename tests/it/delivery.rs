@@ -294,14 +294,44 @@ async fn a_replay_reaches_only_the_consumer_that_failed_keeps_its_id_and_closes_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_producer_cannot_touch_the_dead_letter_of_another_by_forging_its_replay_e10() {
+    let (stack, _) = stack().await;
+    stack.publish(EVENT, "victim", &order("reject", 1)).await;
+    stack.death("victim").await;
+    let replay = "UPDATE onceflow.dead_letter SET state = 'replaying', replays = 1, replay_id = '00000000-0000-0000-0000-000000000007'";
+    stack.client.execute(replay, &[]).await.unwrap();
+    let forged = |id: &str, what: &str| {
+        let mut forged = stack.plain(EVENT, id, &order(what, 1));
+        forged.message.headers.insert("onceflow-replay-id".to_owned(), json!("00000000-0000-0000-0000-000000000007"));
+        forged
+    };
+    // This one fails, comes back from the retry queues and dies.
+    stack.publish_all(vec![forged("stubborn", "retry")]).await;
+    assert_eq!(stack.death("stubborn").await, ("exhausted".to_owned(), "asked_for".to_owned()));
+    // This one expires in a queue that nobody reads, and the broker gives up on it.
+    let pause = "INSERT INTO onceflow.consumer_state (consumer, paused, changed_by, reason) VALUES ('probe', true, 'test', 'why')";
+    stack.client.execute(pause, &[]).await.unwrap();
+    eventually(SOON, || async { paused(&stack).then_some(()) }).await;
+    let mut late = forged("late", "apply");
+    late.message.expiration = Some("1".to_owned());
+    stack.publish_all(vec![late]).await;
+    assert_eq!(stack.death("late").await, ("broker".to_owned(), "expired".to_owned()));
+    let untouched = "SELECT count(*) FROM onceflow.dead_letter
+                     WHERE event_id = 'victim' AND state = 'replaying' AND reason = 'asked_for' AND attempts = 1";
+    assert_eq!(stack.count(untouched).await, 1);
+}
+
+/// The service says that its consumer is paused.
+fn paused(stack: &Stack) -> bool {
+    let checks = stack.app.as_ref().unwrap().health.snapshot();
+    matches!(checks.get("consumer.probe"), Some(onceflow::health::Check::Paused(_)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_consumer_stays_paused_over_a_restart_and_its_messages_stay_at_the_broker() {
     let (mut stack, probe) = stack().await;
     let pause = "INSERT INTO onceflow.consumer_state (consumer, paused, changed_by, reason) VALUES ('probe', true, 'test', 'why')";
     stack.client.execute(pause, &[]).await.unwrap();
-    let paused = |stack: &Stack| {
-        let checks = stack.app.as_ref().unwrap().health.snapshot();
-        matches!(checks.get("consumer.probe"), Some(onceflow::health::Check::Paused(_)))
-    };
     eventually(SOON, || async { paused(&stack).then_some(()) }).await;
     stack.publish(EVENT, "waits", &order("apply", 1)).await;
     stack.stop().await;
