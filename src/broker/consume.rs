@@ -291,7 +291,7 @@ pub struct Delivery {
 
 impl Delivery {
     fn new(delivery: lapin::message::Delivery, acks: Arc<Acks>, intake: &Intake) -> Self {
-        let message = message_from(&delivery.properties, delivery.data);
+        let message = message_from(delivery.properties, delivery.data);
         let route = Route { exchange: delivery.exchange.into(), routing_key: delivery.routing_key.into() };
         Self {
             _held: intake.hold(&message),

@@ -1,6 +1,7 @@
 //! Between the client's types and ours.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -10,14 +11,15 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use serde_json::{Map, Value};
 
 use super::error::BrokerError;
-use crate::message::{Headers, Message};
+use crate::message::{Headers, Look, Message, Received, Seen};
 
 /// Marks a message as to be written to disk.
 const PERSISTENT: u8 = 2;
 /// A table inside a table inside …: deeper ones are cut, they come from a hostile producer.
 const MAX_TABLE_DEPTH: usize = 8;
 
-pub(super) fn message_from(properties: &BasicProperties, body: Vec<u8>) -> Message {
+/// Keeps the headers where the client has put them.
+pub(super) fn message_from(properties: BasicProperties, body: Vec<u8>) -> Message {
     let text = |value: &Option<ShortString>| value.as_ref().map(|v| v.as_str().to_owned());
     Message {
         message_id: text(properties.message_id()),
@@ -27,9 +29,37 @@ pub(super) fn message_from(properties: &BasicProperties, body: Vec<u8>) -> Messa
         correlation_id: text(properties.correlation_id()),
         timestamp: *properties.timestamp(),
         expiration: text(properties.expiration()),
-        headers: properties.headers().as_ref().map(headers_from).unwrap_or_default(),
+        headers: if properties.headers().is_some() {
+            Headers::received(Arc::new(HeadersOf(properties)))
+        } else {
+            Headers::new()
+        },
         body: Bytes::from(body),
     }
+}
+
+/// The headers among a message's properties.
+struct HeadersOf(BasicProperties);
+
+impl Received for HeadersOf {
+    fn count(&self) -> usize {
+        self.0.headers().as_ref().map_or(0, |table| table.inner().len())
+    }
+
+    fn look(&self) -> Look<'_> {
+        let pairs = self.0.headers().iter().flat_map(|table| table.inner());
+        Box::new(pairs.map(|(name, value)| (name.as_str(), seen(value))))
+    }
+}
+
+fn seen(value: &AMQPValue) -> Seen<'_> {
+    let text = match value {
+        AMQPValue::ShortString(text) => Some(text.as_str()),
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+        AMQPValue::ByteArray(bytes) => std::str::from_utf8(bytes.as_slice()).ok(),
+        _ => None,
+    };
+    text.map_or_else(|| Seen::Other(json_from(value, 0)), Seen::Text)
 }
 
 /// Takes everything but the body out of the message: nothing is copied.
@@ -61,10 +91,6 @@ pub(super) fn properties_from(message: &mut Message) -> Result<BasicProperties, 
         properties = properties.with_headers(table_from(std::mem::take(&mut message.headers))?);
     }
     Ok(properties)
-}
-
-fn headers_from(table: &FieldTable) -> Headers {
-    table.inner().iter().map(|(key, value)| (key.as_str().to_owned(), json_from(value, 0))).collect()
 }
 
 fn json_from(value: &AMQPValue, depth: usize) -> Value {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::message::Message;
+use crate::message::{Message, Seen};
 
 /// The first window of a subscription.
 const FIRST: u16 = 32;
@@ -127,7 +127,8 @@ impl Intake {
 
     /// Counts a message until what is returned is dropped.
     pub(super) fn hold(&self, message: &Message) -> Held {
-        let headers = message.headers.iter().map(|(name, value)| name.len() + value.as_str().map_or(8, str::len));
+        let size = |value| if let Seen::Text(text) = value { text.len() } else { 8 };
+        let headers = message.headers.look().map(|(name, value)| name.len() + size(value));
         let bytes = message.body.len() + headers.sum::<usize>() + AROUND;
         self.lock().arrived(bytes);
         Held { intake: self.clone(), bytes }

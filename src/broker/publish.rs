@@ -212,7 +212,7 @@ fn identity(message: &Message) -> String {
 }
 
 fn identity_of_returned(returned: &BasicReturnMessage) -> String {
-    identity(&message_from(&returned.delivery.properties, Vec::new()))
+    identity(&message_from(returned.delivery.properties.clone(), Vec::new()))
 }
 
 fn returned_why(returned: &BasicReturnMessage) -> String {

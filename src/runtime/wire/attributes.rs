@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::media_type::{Body, MediaType, shown};
 use crate::event::{DEFAULT_TENANT, Envelope, Format, Rejection, Trace};
-use crate::message::Message;
+use crate::message::{Message, Seen};
 
 /// Both spellings of the CloudEvents AMQP binding; compared without regard to case.
 const PREFIXES: [&str; 2] = ["cloudevents:", "cloudevents_"];
@@ -41,7 +41,7 @@ impl<'m> Attributes<'m> {
     /// Collects headers first, then the AMQP properties for what no header says.
     pub(super) fn of_message(message: &'m Message) -> Result<Self, Rejection> {
         let mut attributes = Self(Vec::with_capacity(KNOWN.len()));
-        for (header, value) in &message.headers {
+        for (header, value) in message.headers.look() {
             if let Some(name) = known_name(header) {
                 attributes.add(name, scalar_text(name, value)?)?;
             }
@@ -161,13 +161,14 @@ pub(super) fn known_name(header: &str) -> Option<&'static str> {
 }
 
 /// Text of a header's value; numbers and truth values as they would be written.
-pub(super) fn scalar_text<'v>(name: &str, value: &'v Value) -> Result<Cow<'v, str>, Rejection> {
+pub(super) fn scalar_text<'v>(name: &str, value: Seen<'v>) -> Result<Cow<'v, str>, Rejection> {
     match value {
-        Value::Null => Ok(Cow::default()),
-        Value::String(text) => Ok(text.into()),
-        Value::Number(number) => Ok(number.to_string().into()),
-        Value::Bool(flag) => Ok(flag.to_string().into()),
-        Value::Array(_) | Value::Object(_) => {
+        Seen::Text(text) => Ok(text.into()),
+        Seen::Other(Value::Null) => Ok(Cow::default()),
+        Seen::Other(Value::String(text)) => Ok(text.into()),
+        Seen::Other(Value::Number(number)) => Ok(number.to_string().into()),
+        Seen::Other(Value::Bool(flag)) => Ok(flag.to_string().into()),
+        Seen::Other(Value::Array(_) | Value::Object(_)) => {
             Err(Rejection::decode("invalid_attribute", format!("attribute `{name}` is a list or table; send text")))
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::message::Headers;
+use crate::message::{HeaderMap, Headers, Seen};
 
 /// Tables in tables: the broker's own `x-death` needs three levels.
 const MAX_DEPTH: usize = 8;
@@ -20,7 +20,7 @@ const MAX_TEXT_BYTES: usize = 1024;
 pub fn sanitize_headers(headers: &Headers) -> Headers {
     let ours = |name: &str| name.starts_with("onceflow-") || super::attributes::known_name(name).is_some();
     let (first, then): (Vec<_>, Vec<_>) = headers.iter().partition(|(name, _)| ours(name));
-    let mut kept = Headers::new();
+    let mut kept = HeaderMap::new();
     let mut room = MAX_KEPT_BYTES;
     for (name, value) in first.into_iter().chain(then) {
         if is_brokers(name) || name.len() > MAX_NAME_BYTES || kept.len() == MAX_KEPT {
@@ -31,7 +31,7 @@ pub fn sanitize_headers(headers: &Headers) -> Headers {
         room -= size;
         kept.insert(text_without_nul(name), value);
     }
-    kept
+    kept.into()
 }
 
 /// A text that PostgreSQL can store as `text` and in `jsonb`: NUL becomes the replacement character.
@@ -42,8 +42,12 @@ pub fn text_without_nul(text: &str) -> String {
 /// Whether headers need more than `most` bytes, or are nested so deeply that counting them is not worth it.
 pub(super) fn exceed(headers: &Headers, most: usize) -> bool {
     let mut total = 0usize;
-    headers.iter().any(|(name, value)| {
-        let Some(size) = size_of(value, MAX_DEPTH) else { return true };
+    headers.look().any(|(name, value)| {
+        let size = match value {
+            Seen::Text(text) => Some(size_of_text(text)),
+            Seen::Other(value) => size_of(&value, MAX_DEPTH),
+        };
+        let Some(size) = size else { return true };
         total = total.saturating_add(name.len()).saturating_add(size);
         total > most
     })
@@ -81,10 +85,15 @@ fn without_nul(value: &Value) -> Value {
     }
 }
 
+/// An AMQP value's type octet and length.
+const OVERHEAD: usize = 5;
+
+fn size_of_text(text: &str) -> usize {
+    text.len() + OVERHEAD
+}
+
 /// Bytes of a value, roughly as on the wire; `None` when it is nested too deeply.
 fn size_of(value: &Value, depth_left: usize) -> Option<usize> {
-    /// An AMQP value's type octet and length.
-    const OVERHEAD: usize = 5;
     let deeper = depth_left.checked_sub(1);
     let inner = match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 8,

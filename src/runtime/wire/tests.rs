@@ -259,7 +259,7 @@ fn sanitized_headers_always_fit_a_frame_and_keep_ours_first() {
     headers.insert("cloudEvents:id".into(), json!("1"));
     headers.insert("onceflow-attempt".into(), json!(3));
     let kept = sanitize_headers(&headers);
-    assert!(serde_json::to_string(&kept).unwrap().len() < 20_000);
+    assert!(serde_json::to_string(&*kept).unwrap().len() < 20_000);
     assert_eq!((&kept["cloudEvents:id"], &kept["onceflow-attempt"]), (&json!("1"), &json!(3)));
     assert_eq!(text_without_nul("a\0b"), "a\u{FFFD}b");
 }
@@ -305,7 +305,7 @@ fn a_downstream_message_with_endless_texts_still_fits_a_frame() {
         format: Format::Protobuf,
         body: Bytes::new(),
     });
-    assert!(serde_json::to_string(&message.headers).unwrap().len() < 8 * 1024);
+    assert!(serde_json::to_string(&*message.headers).unwrap().len() < 8 * 1024);
     assert_eq!((message.message_id, message.message_type, message.correlation_id), (None, None, None));
 }
 
@@ -376,6 +376,6 @@ proptest! {
         }
         let (source, id) = identity_of_unreadable(&message);
         assert!(!id.is_empty() && id.len() <= 255 && source.len() <= 512);
-        assert!(!serde_json::to_string(&sanitize_headers(&message.headers)).unwrap().contains("\\u0000"));
+        assert!(!serde_json::to_string(&*sanitize_headers(&message.headers)).unwrap().contains("\\u0000"));
     }
 }

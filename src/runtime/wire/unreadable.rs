@@ -21,7 +21,7 @@ pub fn identity_of_unreadable(message: &Message) -> (String, String) {
 
 /// One attribute out of the headers or the AMQP properties, where it is usable: `tenant`, `type`, `subject`, ….
 pub fn attribute_of_unreadable(message: &Message, name: &str) -> Option<String> {
-    let in_headers = message.headers.iter().find(|(header, _)| known_name(header) == Some(name));
+    let in_headers = message.headers.look().find(|(header, _)| known_name(header) == Some(name));
     let text = in_headers.and_then(|(_, value)| scalar_text(name, value).ok()).filter(|t| !t.is_empty());
     let property = match name {
         "id" => message.message_id.clone(),

@@ -108,7 +108,7 @@ fn headers(input: &[u8]) -> String {
         |fields| fields.into_iter().collect(),
     );
     let kept = sanitize_headers(&headers);
-    assert!(serde_json::to_string(&kept).unwrap().len() < 128 * 1024, "they fit no frame");
+    assert!(serde_json::to_string(&*kept).unwrap().len() < 128 * 1024, "they fit no frame");
     let message = Message { headers, body: Bytes::from_static(b"{}"), ..Message::default() };
     decode(&message, &Limits::default()).map_or_else(|r| of_rejection(&r), |envelope| format!("{:?}", envelope.format))
 }

@@ -1,12 +1,12 @@
 //! A message as it lies on the broker, without any client library's types. Pure values, no I/O.
 
-use std::collections::BTreeMap;
+mod headers;
+
 use std::fmt;
 
 use bytes::Bytes;
 
-/// Headers in a neutral form, ready to be stored as JSON. Binary values are base64 text.
-pub type Headers = BTreeMap<String, serde_json::Value>;
+pub use headers::{HeaderMap, Headers, Look, Received, Seen};
 
 /// What a producer sent: AMQP properties, headers and body.
 #[derive(Clone, Default, PartialEq)]
@@ -38,7 +38,7 @@ impl fmt::Debug for Message {
             .field("message_id", &self.message_id)
             .field("message_type", &self.message_type)
             .field("content_type", &self.content_type)
-            .field("headers", &self.headers.keys())
+            .field("headers", &self.headers)
             .field("bytes", &self.body.len())
             .finish_non_exhaustive()
     }
