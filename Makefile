@@ -1,7 +1,7 @@
 # One command for each thing a newcomer or a contributor wants; `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench faults chaos faults-setup test fuzz sbom ci ci-setup fmt-check lint unit-and-integration rustdoc deny advisories
+.PHONY: help setup demo bench faults chaos faults-setup faults-share test fuzz sbom ci ci-setup fmt-check lint unit-and-integration rustdoc deny advisories
 
 # Passed on by `make demo`, `make bench`, `make faults` and `make chaos`, e.g. `make demo ARGS=--once`.
 ARGS ?=
@@ -10,6 +10,8 @@ SECONDS ?= 60
 # Of `make chaos`.
 MINUTES ?= 10
 SEED ?= 1
+# The faults that CI injects: deaths at each step, lost answers and links, crashes, copies and versions out of order.
+SHARE ?= P1,P2.before_commit,P3,P4,P5,P7,P9,P10,P13,N1.both,N3.answers,N9,N10,D2,E1,E2,E5.flood,C1,C5,B11
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,12 +41,12 @@ faults-setup:
 test: setup unit-and-integration ## run every test, on private servers
 
 fuzz: ## feed every decoder mutated input (SECONDS=60 each; what breaks one is kept)
-	ONCEFLOW_FUZZ_SECONDS=$(SECONDS) cargo test --locked --features failpoints --test it security::fuzz -- --nocapture
+	ONCEFLOW_FUZZ_SECONDS=$(SECONDS) cargo test --locked --features faults --test it security::fuzz -- --nocapture
 
 sbom: ## write what a release is made of to target/sbom.cdx.json (CycloneDX)
 	@mkdir -p target && ./scripts/sbom.sh > target/sbom.cdx.json && echo "target/sbom.cdx.json"
 
-ci: ci-setup fmt-check lint unit-and-integration rustdoc deny advisories ## run all that CI runs
+ci: ci-setup fmt-check lint unit-and-integration faults-share rustdoc deny advisories ## run all that CI runs
 
 ci-setup:
 	@./scripts/setup.sh --ci
@@ -56,7 +58,11 @@ lint:
 	cargo clippy --locked --all-targets --features failpoints,bench,faults -- -D warnings
 
 unit-and-integration:
-	cargo test --locked --features failpoints
+	cargo test --locked --features faults
+
+faults-share:
+	cargo build --locked --features faults
+	./target/debug/onceflow-faults --only $(SHARE)
 
 rustdoc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps

@@ -98,7 +98,9 @@ async fn alarmed(rig: &mut Rig, (raise, lower): (&[&str], &[&str])) -> anyhow::R
     rig.ground.ctl(raise).await?;
     let shown = rig.shows(0, "onceflow_broker_blocked", "publish").await;
     let confirmed = i64::try_from(rig.producer.confirmed())?;
-    let consumed = rig.until_count("SELECT count(*) FROM onceflow.inbox", confirmed).await;
+    // What is sent broken on purpose ends as a dead letter instead.
+    let dealt_with = "SELECT (SELECT count(*) FROM onceflow.inbox) + (SELECT count(*) FROM onceflow.dead_letter)";
+    let consumed = rig.until_count(dealt_with, confirmed).await;
     // Whatever was found, the alarm must end.
     rig.ground.ctl(lower).await?;
     shown.and(consumed)?;
