@@ -54,7 +54,8 @@ impl History {
 
 /// Writes the history as it is onto a message that waits and comes back, in place of what the producer forged.
 pub(super) fn mark_waiting(message: &mut Message, history: &History) {
-    message.headers.retain(|key, _| !is_ours(key));
+    // The error of an attempt of ours stays, for who looks into the queue.
+    message.headers.retain(|key, _| !is_ours(key) || (key == ERROR && history.attempts > 0));
     carry(history, |key, value| drop(message.headers.insert(key.to_owned(), value)));
 }
 
@@ -122,9 +123,11 @@ mod tests {
             replay_id: Some(Uuid::from_u128(7)),
             origin: route("onceflow.in"),
         };
+        mark_failed(&mut message, &History { attempts: 1, ..before.clone() }, "boom", Timestamp::UNIX_EPOCH);
         mark_waiting(&mut message, &before);
         let back = Route { exchange: String::new(), routing_key: "onceflow.org".to_owned() };
         assert_eq!(History::of(&message, &back), before);
+        assert_eq!(message.headers[ERROR], "boom");
     }
 
     #[test]
