@@ -49,7 +49,7 @@ struct State {
     /// Whether the relay wants rows; if not, it reads the table.
     open: bool,
     /// Partitions that the relay of this process publishes.
-    held: Vec<i16>,
+    held: Arc<[i16]>,
     look: bool,
     doubt_until: Option<Instant>,
 }
@@ -119,15 +119,12 @@ impl Handover {
         let mut state = self.state();
         let number = state.first + state.slots.len() as u64;
         state.slots.push_back(Slot::Undecided);
-        Ticket { handover: self.clone(), number, decided: false }
+        Ticket { handover: self.clone(), number, held: state.held.clone(), decided: false }
     }
 
-    pub(super) fn held(&self) -> Vec<i16> {
-        self.state().held.clone()
-    }
-
+    /// From now on the relay publishes these partitions.
     pub(super) fn set_held(&self, held: Vec<i16>) {
-        self.state().held = held;
+        self.state().held = held.into();
     }
 
     /// From now on rows are kept for the relay.
@@ -212,16 +209,23 @@ impl State {
 pub struct Ticket {
     handover: Handover,
     number: u64,
+    held: Arc<[i16]>,
     decided: bool,
 }
 
 impl Ticket {
-    /// The transaction is committed with these rows; `look` when others have rows in the same partitions.
+    /// The partitions that the relay of this process publishes: where rows of others may come before those of this transaction.
+    pub(super) fn held(&self) -> &[i16] {
+        &self.held
+    }
+
+    /// The transaction is committed with these rows; `look` when others have rows in the partitions that were held.
     pub(super) fn committed(mut self, rows: Vec<Pending>, look: bool) {
         self.decided = true;
-        if look {
-            self.handover.state().look = true;
-        }
+        let mut state = self.handover.state();
+        // Nobody has asked for those that were taken meanwhile.
+        state.look |= look || !Arc::ptr_eq(&state.held, &self.held);
+        drop(state);
         self.handover.decide(self.number, rows);
     }
 
@@ -290,6 +294,19 @@ mod tests {
         let handover = open();
         handover.ticket().committed(vec![pending("a", 2)], true);
         assert!(handover.take(100).look);
+        assert!(!handover.take(100).look);
+    }
+
+    #[test]
+    fn rows_of_others_in_partitions_that_were_taken_during_the_commit_are_looked_for_i5() {
+        let handover = open();
+        handover.set_held(vec![1, 2]);
+        let before = handover.ticket();
+        assert_eq!(before.held(), [1, 2]);
+        handover.set_held(vec![1, 2, 3]);
+        before.committed(vec![pending("a", 1)], false);
+        assert!(handover.take(100).look, "nobody has asked about 3");
+        handover.ticket().committed(vec![pending("a", 2)], false);
         assert!(!handover.take(100).look);
     }
 

@@ -49,6 +49,17 @@ impl Lineup {
         AtHand { rows: line.rows.len(), bytes: line.bytes }
     }
 
+    /// Forgets the last rows of a key, so that it has no more than this.
+    pub(super) fn cut(&mut self, key: &str, most: AtHand) {
+        let Some(line) = self.lines.get_mut(key) else { return };
+        while line.rows.len() > most.rows || line.bytes > most.bytes && line.rows.len() > 1 {
+            let Some(row) = line.rows.pop_back() else { break };
+            line.bytes -= row.weight();
+            self.bytes -= row.weight();
+            self.seqs.remove(&row.seq);
+        }
+    }
+
     /// Rows of a key.
     pub(super) fn at_hand(&self, key: &str) -> AtHand {
         self.lines.get(key).map_or_else(AtHand::default, |line| AtHand { rows: line.rows.len(), bytes: line.bytes })
@@ -151,6 +162,18 @@ mod tests {
         assert_eq!(lineup.bytes(), 3 * weight);
         wave(&mut lineup);
         assert_eq!((lineup.at_hand("t/a").bytes, lineup.at_hand("t/b").bytes, lineup.bytes()), (weight, 0, weight));
+    }
+
+    #[test]
+    fn a_line_that_is_cut_keeps_its_first_rows_and_one_in_any_case() {
+        let mut lineup = lineup(&[("a", 4), ("a", 2), ("b", 3), ("a", 1), ("a", 5)]);
+        let weight = pending("a", 1).weight();
+        lineup.cut("t/a", AtHand { rows: 3, bytes: usize::MAX });
+        assert_eq!((lineup.at_hand("t/a").rows, lineup.bytes()), (3, 4 * weight));
+        lineup.cut("t/a", AtHand { rows: 3, bytes: 2 * weight });
+        assert_eq!(lineup.seqs().collect::<std::collections::BTreeSet<_>>(), [1, 2, 3].into());
+        lineup.cut("t/a", AtHand { rows: 3, bytes: 1 });
+        assert_eq!([wave(&mut lineup), wave(&mut lineup)], [vec![1, 3], vec![]]);
     }
 
     #[test]

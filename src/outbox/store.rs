@@ -124,7 +124,6 @@ pub async fn append_and_commit(tx: Tx, rows: Vec<OutboxRow>, handover: &Handover
     }
     // With the locks that order the rows of a key held, and before the commit frees them.
     let ticket = handover.ticket();
-    let held = handover.held();
     let (commit, answer) = {
         let ids: Vec<_> = rows.iter().map(|r| r.id).collect();
         let tenants: Vec<_> = rows.iter().map(|r| r.tenant.as_str()).collect();
@@ -134,8 +133,18 @@ pub async fn append_and_commit(tx: Tx, rows: Vec<OutboxRow>, handover: &Handover
         let payloads: Vec<_> = rows.iter().map(|r| r.payload.as_str()).collect();
         let headers: Vec<_> = rows.iter().map(|r| &r.headers).collect();
         let keys: Vec<_> = rows.iter().map(|r| r.partition_key.as_deref()).collect();
-        let params: [&(dyn ToSql + Sync); 10] =
-            [&ids, &tenants, &kinds, &aggregates, &types, &payloads, &headers, &keys, &handover.writer(), &held];
+        let params: [&(dyn ToSql + Sync); 10] = [
+            &ids,
+            &tenants,
+            &kinds,
+            &aggregates,
+            &types,
+            &payloads,
+            &headers,
+            &keys,
+            &handover.writer(),
+            &ticket.held(),
+        ];
         tx.query_and_commit(APPEND, &params).await
     };
     match commit {

@@ -25,7 +25,7 @@ const NEAR: i64 = 4_096;
 /// With so many keys at hand the table isn't looked at for more.
 const ENOUGH_KEYS: usize = 256;
 /// A key with so much at hand, by either count, is set aside: its further rows stay in the table, so that they hide nobody
-/// else's.
+/// else's. Never between a take and the look it asks for, which may show rows that come before those taken.
 const CROWD: AtHand = AtHand { rows: LOOK_ROWS, bytes: LOOK_BYTES };
 /// With so little left at hand, by both counts, more of its rows are fetched.
 const CROWD_IS_GONE: AtHand = AtHand { rows: LOOK_ROWS / 4, bytes: LOOK_BYTES / 4 };
@@ -50,6 +50,8 @@ pub(super) struct Supply {
     blocked: HashMap<Arc<str>, Instant>,
     /// Hot keys with their partition: rows beyond those at hand are only in the table.
     aside: HashMap<Arc<str>, i16>,
+    /// Keys with their partition that are to be set aside once all that may come before their rows is at hand.
+    crowds: HashMap<Arc<str>, i16>,
 }
 
 /// Where the next rows come from.
@@ -83,6 +85,7 @@ impl Supply {
             look: LookTimer::now(),
             blocked: HashMap::new(),
             aside: HashMap::new(),
+            crowds: HashMap::new(),
         }
     }
 
@@ -149,6 +152,7 @@ impl Supply {
         self.handover.shut();
         self.lineup.clear();
         self.aside.clear();
+        self.crowds.clear();
         self.source = Source::Table;
         self.look = LookTimer::now();
     }
@@ -197,6 +201,7 @@ impl Supply {
         if look && !self.look_at_table(None).await?.everything {
             self.start_over();
         }
+        self.set_crowds_aside();
         Ok(())
     }
 
@@ -230,6 +235,13 @@ impl Supply {
         let (key, partition) = (row.key.clone(), row.partition);
         let at_hand = self.lineup.add(row);
         if at_hand.rows >= CROWD.rows || at_hand.bytes >= CROWD.bytes {
+            self.crowds.insert(key, partition);
+        }
+    }
+
+    fn set_crowds_aside(&mut self) {
+        for (key, partition) in self.crowds.drain() {
+            self.lineup.cut(&key, CROWD);
             self.aside.insert(key, partition);
         }
     }
@@ -244,6 +256,7 @@ impl Supply {
         for row in rows {
             self.line_up(row);
         }
+        self.set_crowds_aside();
         Ok(Seen { everything, lowest })
     }
 

@@ -1,5 +1,6 @@
 //! The relay: rows from memory and from the table leave in one order, and several relays share the work.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
@@ -51,17 +52,24 @@ impl Alone {
     }
 
     async fn append(&self, stack: &Stack, key: &str, n: i64) {
+        self.append_all(stack, key, n..=n).await;
+    }
+
+    /// In one transaction.
+    async fn append_all(&self, stack: &Stack, key: &str, ns: RangeInclusive<i64>) {
         let tx = stack.pool().begin().await.unwrap();
         let cause: Envelope = envelope("org.user.upserted.v1", "cause", &json!({}));
-        let event = Downstream {
-            event_type: TYPE,
-            aggregate_type: "user",
-            aggregate_id: key.to_owned(),
-            partition_key: None,
-            payload: json!({ "n": n }).to_string(),
+        let row = |n: i64| {
+            let event = Downstream {
+                event_type: TYPE,
+                aggregate_type: "user",
+                aggregate_id: key.to_owned(),
+                partition_key: None,
+                payload: json!({ "n": n }).to_string(),
+            };
+            OutboxRow::caused_by(&cause, "org", event)
         };
-        let row = OutboxRow::caused_by(&cause, "org", event);
-        let commit = append_and_commit(tx, vec![row], &self.handover).await;
+        let commit = append_and_commit(tx, ns.map(row).collect(), &self.handover).await;
         assert!(matches!(commit, onceflow::db::Commit::Committed), "{commit:?}");
     }
 
@@ -87,6 +95,34 @@ async fn i5_a_row_of_somebody_else_leaves_before_a_later_one_that_was_handed_ove
         let of_key = received.iter().filter(|m| m.headers["cloudEvents:subject"] == subject);
         let bodies: Vec<Value> = of_key.map(|m| serde_json::from_slice(&m.body).unwrap()).collect();
         assert_eq!(bodies, [json!({"by": "hand"}), json!({"n": 1}), json!({"n": 2})], "key {key}");
+    }
+    relay.stop().await;
+}
+
+/// Found by fault C1. So many rows of one key come at once that the key is set aside: its further rows stay in the table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn i5_c1_rows_of_somebody_else_leave_before_a_crowd_of_later_ones_that_was_handed_over() {
+    const ROWS: &str = "INSERT INTO onceflow.outbox (aggregatetype, aggregateid, type, payload)
+        SELECT 'user', $1, 'org.user.changed.v1', json_build_object('n', n)
+        FROM generate_series($2::bigint, $3::bigint) AS n";
+    // The relay goes on with a key that is set aside when a quarter of a look, of 128 rows, is left of it.
+    const SIZES: [(i64, i64); 4] = [(1, 130), (56, 150), (200, 100), (300, 300)];
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    let relay = Alone::start(&stack).await;
+    for (others, ours) in SIZES {
+        let key = format!("{others} and {ours}");
+        // Nobody wakes the relay for them.
+        stack.client.execute(ROWS, &[&key, &1i64, &others]).await.unwrap();
+        relay.append_all(&stack, &key, others + 1..=others + ours).await;
+        stack.until_count("SELECT count(*) FROM onceflow.outbox", 0).await;
+    }
+    let received = stack.downstream().await;
+    for (others, ours) in SIZES {
+        let subject = format!("user/{others} and {ours}");
+        let of_key = received.iter().filter(|m| m.headers["cloudEvents:subject"] == subject);
+        let order: Vec<i64> =
+            of_key.map(|m| serde_json::from_slice::<Value>(&m.body).unwrap()["n"].as_i64().unwrap()).collect();
+        assert_eq!(order, (1..=others + ours).collect::<Vec<_>>(), "{subject}");
     }
     relay.stop().await;
 }
