@@ -94,6 +94,8 @@ pub(crate) struct Rig {
     pub(crate) setup: Setup,
     peak: u64,
     most_connections: i64,
+    /// Server processes that served the last look at the connections.
+    connected: Vec<i32>,
 }
 
 impl Rig {
@@ -124,6 +126,7 @@ impl Rig {
             setup,
             peak: 0,
             most_connections: 0,
+            connected: Vec::new(),
         };
         for n in 0..setup.replicas {
             rig.write_config(n)?;
@@ -327,9 +330,17 @@ impl Rig {
         self.peak = self.peak.max(peak);
         let role = self.site.name.clone();
         // While the server is away nobody is connected.
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1";
-        let connections = self.count(sql, &[&role]).await.unwrap_or(0);
-        self.most_connections = self.most_connections.max(connections);
+        let connected = self.connected(&role).await.unwrap_or_default();
+        // One that was closed is seen until its process has ended: those that outlast two looks are held.
+        let held = connected.iter().filter(|pid| self.connected.contains(pid)).count();
+        self.most_connections = self.most_connections.max(i64::try_from(held).unwrap_or(i64::MAX));
+        self.connected = connected;
+    }
+
+    async fn connected(&mut self, role: &str) -> anyhow::Result<Vec<i32>> {
+        let sql = "SELECT pid FROM pg_stat_activity WHERE usename = $1";
+        let rows = self.client().await?.query(sql, &[&role]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Waits until inbox and dead letters hold all that was confirmed, the outbox is empty, and the sink has everything.
