@@ -11,7 +11,7 @@ SECONDS ?= 60
 MINUTES ?= 10
 SEED ?= 1
 # The faults that CI injects: deaths at each step, lost answers and links, what can't be read, a hot key, a full queue, two replicas.
-SHARE ?= P1,P2.before_commit,P3,P4,P5,P7,P9,P10,P13,N1.broker,N1.database,N1.both,N3.answers,N9,N10,D2,E1,E2,E5.flood,C1,C5,B11
+SHARE ?= P1,P2.before_commit,P3,P4,P5,P7,P9,P10,P13,N1.broker,N1.database,N1.both,N3.answers,N9,N10,D2,E1,E2,E5.flood,C1,C5,C5.held,B11
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
