@@ -11,8 +11,9 @@ pub(crate) struct Args {
     /// Only these faults, by id or name; several with commas. --list names them
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     pub(crate) only: Vec<String>,
-    /// How often each fault is injected
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// How often each fault is injected; in chaos the number of runs, each with the next seed
+    #[arg(long, default_value_t = 1, value_name = "N", global = true,
+          value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) rounds: u32,
     /// Faults at the same time, each in a world of its own
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]

@@ -34,7 +34,7 @@ const ACTS: [(&str, Inject); 13] = [
 
 fn setup(rate: u64) -> Setup {
     let settings = "broker.heartbeat = \"5s\"\ndatabase.statement_timeout = \"5s\"";
-    Setup { replicas: 2, quorum: true, rate, poison_every: 97, settings, ..PLAIN }
+    Setup { replicas: 2, quorum: true, rate, poison_every: 97, again_every: 30, settings, ..PLAIN }
 }
 
 /// Runs one schedule.
@@ -57,7 +57,13 @@ pub(crate) async fn run(ground: Arc<Ground>, seed: u64, minutes: u64, rate: u64)
     }
     let title = "random faults on two replicas";
     let fault = Fault { name: "chaos", title, setup: setup(rate), alone: true, inject: cut };
-    Ok(Outcome { injections: drawn, ..settle(&fault, ended, rig, begun).await })
+    let outcome = Outcome { injections: drawn, ..settle(&fault, ended, rig, begun).await };
+    for problem in &outcome.problems {
+        crate::say(&format!("  chaos {seed}: {problem}"));
+    }
+    let (confirmed, redelivered) = (outcome.confirmed, outcome.redelivered);
+    crate::say(&format!("chaos {seed}: {drawn} faults, {confirmed} events confirmed, {redelivered} redeliveries"));
+    Ok(outcome)
 }
 
 fn kill(rig: &mut Rig) -> Work<'_> {

@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 /// Users that the events are about; few, so that each has many versions.
 const USERS: u64 = 25;
+/// How many numbers before: in a batch that has been confirmed.
+const EARLIER: u64 = 100;
 const PERSISTENT: u8 = 2;
 /// In every personal field, and in no log, metric or answer.
 pub(crate) const CANARY: &str = "canary-7f3a";
@@ -43,9 +45,22 @@ pub(crate) struct Feed {
     pub(crate) seed: u64,
     /// Each so-manieth event can't be read; 0 for none.
     pub(crate) poison_every: u64,
+    /// With each so-manieth event an earlier one is sent again, as by a producer that isn't sure; 0 for none.
+    pub(crate) again_every: u64,
 }
 
 impl Feed {
+    /// The events from number `first` on, and those that are sent again among them.
+    pub(crate) fn batch(&self, first: u64, count: u64) -> Vec<Event> {
+        (first..first + count).flat_map(|n| [Some(self.event(n)), self.again(n)]).flatten().collect()
+    }
+
+    fn again(&self, n: u64) -> Option<Event> {
+        let is_due = self.again_every > 0 && n % self.again_every == self.again_every - 1;
+        let earlier = self.event(n.checked_sub(EARLIER).filter(|_| is_due)?);
+        (earlier.about != About::Poison).then_some(earlier)
+    }
+
     /// Event number `n`.
     pub(crate) fn event(&self, n: u64) -> Event {
         if self.poison_every > 0 && n % self.poison_every == self.poison_every - 1 {

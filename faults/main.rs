@@ -85,7 +85,11 @@ async fn dispatch(args: &Args) -> anyhow::Result<bool> {
 
 async fn run(args: &Args, ground: &Arc<Ground>, faults: &[Fault]) -> anyhow::Result<Vec<Outcome>> {
     if let Some(Mode::Chaos { minutes, rate }) = args.mode {
-        return Ok(vec![chaos::run(ground.clone(), args.seed, minutes, rate).await?]);
+        let mut outcomes = Vec::new();
+        for seed in (args.seed..).take(usize::try_from(args.rounds)?) {
+            outcomes.push(chaos::run(ground.clone(), seed, minutes, rate).await?);
+        }
+        return Ok(outcomes);
     }
     let all: Vec<Fault> = (0..args.rounds).flat_map(|_| faults.iter().copied()).collect();
     let (alone, beside): (Vec<Fault>, Vec<Fault>) = all.into_iter().partition(|fault| fault.alone);

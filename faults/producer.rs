@@ -152,7 +152,7 @@ async fn publish_all(shared: Arc<Shared>, amqp_url: String, feed: Feed) {
         shared.idle.store(false, Ordering::SeqCst);
         let count = shared.per_batch.load(Ordering::SeqCst);
         let first = shared.next.fetch_add(count, Ordering::SeqCst);
-        let batch: Vec<Event> = (first..first + count).map(|n| feed.event(n)).collect();
+        let batch = feed.batch(first, count);
         shared.note(&batch, false);
         while !try_batch(&mut open, &amqp_url, &batch).await {
             tokio::time::sleep(PAUSE).await;

@@ -33,6 +33,7 @@ pub(crate) struct Setup {
     /// Events a second.
     pub(crate) rate: u64,
     pub(crate) poison_every: u64,
+    pub(crate) again_every: u64,
     /// Where the first replica dies, as in `FAILPOINTS`.
     pub(crate) dies: &'static str,
     /// More lines of `onceflow.toml`.
@@ -41,7 +42,7 @@ pub(crate) struct Setup {
 
 /// The usual world.
 pub(crate) const PLAIN: Setup =
-    Setup { replicas: 1, quorum: false, rate: 200, poison_every: 0, dies: "", settings: "" };
+    Setup { replicas: 1, quorum: false, rate: 200, poison_every: 0, again_every: 0, dies: "", settings: "" };
 
 /// What the fault did, for the table.
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,7 +109,7 @@ impl Rig {
             let broker = Proxy::before(port_of(&site.amqp_url)?).await?;
             doors.push(Door { broker, database: Proxy::before(port_of(&site.database_url)?).await? });
         }
-        let feed = Feed { seed, poison_every: setup.poison_every };
+        let feed = Feed { seed, poison_every: setup.poison_every, again_every: setup.again_every };
         let producer = Producer::start(&site.amqp_url, feed, setup.rate);
         let replicas = (0..setup.replicas).map(|_| None).collect();
         let mut rig = Self {
