@@ -1,14 +1,14 @@
 //! Headers of a message, copied out of the client's memory only when somebody needs them all.
 
-use std::collections::{BTreeMap, btree_map};
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Index};
 use std::sync::{Arc, OnceLock};
 
+use litemap::LiteMap;
 use serde_json::Value;
 
-/// Headers by name, ready to be stored as JSON. Binary values are base64 text.
-pub type HeaderMap = BTreeMap<String, Value>;
+/// Headers by name, ready to be stored as JSON. Binary values are base64 text. Few, so they lie in one sorted list.
+pub type HeaderMap = LiteMap<String, Value>;
 
 /// A header's value where it lies.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,7 +73,7 @@ impl Headers {
     pub fn len(&self) -> usize {
         match (self.map.get(), &self.received) {
             (None, Some(received)) => received.count(),
-            (map, _) => map.map_or(0, BTreeMap::len),
+            (map, _) => map.map_or(0, LiteMap::len),
         }
     }
 
@@ -114,6 +114,14 @@ impl DerefMut for Headers {
     }
 }
 
+impl Index<&str> for Headers {
+    type Output = Value;
+
+    fn index(&self, name: &str) -> &Value {
+        self.get(name).unwrap_or(&Value::Null)
+    }
+}
+
 impl From<HeaderMap> for Headers {
     fn from(map: HeaderMap) -> Self {
         Self { received: None, map: OnceLock::from(map) }
@@ -128,13 +136,13 @@ impl FromIterator<(String, Value)> for Headers {
 
 impl<const N: usize> From<[(String, Value); N]> for Headers {
     fn from(headers: [(String, Value); N]) -> Self {
-        HeaderMap::from(headers).into()
+        headers.into_iter().collect()
     }
 }
 
 impl IntoIterator for Headers {
     type Item = (String, Value);
-    type IntoIter = btree_map::IntoIter<String, Value>;
+    type IntoIter = std::vec::IntoIter<(String, Value)>;
 
     fn into_iter(mut self) -> Self::IntoIter {
         self.map.take().unwrap_or_else(|| self.copied()).into_iter()
@@ -194,6 +202,13 @@ mod tests {
         changed.remove("b");
         assert_eq!(changed, Headers::from([("a".to_owned(), Value::from("y"))]));
         assert_eq!(came.into_iter().count(), 2);
+    }
+
+    #[test]
+    fn of_two_headers_with_one_name_the_later_one_stays() {
+        let value = |text: &str| ("a".to_owned(), Value::from(text));
+        let headers = Headers::from([("b".to_owned(), Value::Null), value("x"), value("y")]);
+        assert_eq!((headers.len(), &headers["a"], &headers["c"]), (2, &Value::from("y"), &Value::Null));
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::event::{Downstream, Envelope};
@@ -18,21 +19,30 @@ pub struct OutboxRow {
     pub(super) aggregate_id: String,
     pub(super) event_type: String,
     pub(super) payload: String,
-    pub(super) headers: Value,
+    pub(super) headers: OwnHeaders,
     pub(super) partition_key: Option<String>,
+}
+
+/// Headers that we write ourselves: no names are copied and no map is made until the message is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OwnHeaders(pub(super) Vec<(&'static str, String)>);
+
+/// As the object that is stored.
+impl Serialize for OwnHeaders {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
 }
 
 impl OutboxRow {
     /// What `consumer` publishes because of `cause`: tenant and trace are inherited.
     pub fn caused_by(cause: &Envelope, consumer: &str, event: Downstream) -> Self {
-        let mut headers = Map::new();
-        let mut set = |name: &str, value: &str| headers.insert(name.to_owned(), Value::from(value));
-        set("cloudEvents:source", &["onceflow/", consumer].concat());
-        set("cloudEvents:causationid", &cause.id);
-        set("cloudEvents:correlationid", cause.trace.correlation_id.as_deref().unwrap_or(&cause.id));
-        if let Some(traceparent) = &cause.trace.traceparent {
-            set("cloudEvents:traceparent", traceparent);
-        }
+        let mut headers = Vec::with_capacity(4);
+        headers.push(("cloudEvents:causationid", cause.id.clone()));
+        let correlation = cause.trace.correlation_id.as_ref().unwrap_or(&cause.id);
+        headers.push(("cloudEvents:correlationid", correlation.clone()));
+        headers.push(("cloudEvents:source", ["onceflow/", consumer].concat()));
+        headers.extend(cause.trace.traceparent.clone().map(|traceparent| ("cloudEvents:traceparent", traceparent)));
         Self {
             id: Uuid::now_v7(),
             tenant: cause.tenant.clone(),
@@ -40,9 +50,25 @@ impl OutboxRow {
             aggregate_id: event.aggregate_id,
             event_type: event.event_type.to_owned(),
             payload: event.payload,
-            headers: Value::Object(headers),
+            headers: OwnHeaders(headers),
             partition_key: event.partition_key,
         }
+    }
+}
+
+/// Headers of a row on its way out.
+#[derive(Debug, Clone)]
+pub(super) enum RowHeaders {
+    /// Of a row that this process has written.
+    Own(OwnHeaders),
+    /// As read: an object, in which keys `amqp:…` are properties and all others headers.
+    Stored(Value),
+}
+
+impl RowHeaders {
+    /// Takes them out.
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Stored(Value::Null))
     }
 }
 
@@ -57,7 +83,7 @@ pub(super) struct Pending {
     pub(super) body: Bytes,
     /// Whether the body is the JSON column's text.
     pub(super) is_json: bool,
-    pub(super) headers: Value,
+    pub(super) headers: RowHeaders,
     /// Tenant and ordering key in one.
     pub(super) key: Arc<str>,
     pub(super) exchange: Option<String>,
@@ -81,7 +107,7 @@ impl Pending {
             event_type: row.event_type,
             body: row.payload.into(),
             is_json: true,
-            headers: row.headers,
+            headers: RowHeaders::Own(row.headers),
             exchange: None,
             routing_key: None,
             seq: place.0,
@@ -111,7 +137,9 @@ pub(super) mod tests {
             event_type: "org.user.changed.v1".to_owned(),
             body: Bytes::from_static(b"{}"),
             is_json: true,
-            headers: serde_json::json!({"cloudEvents:source": "onceflow/org", "amqp:correlation_id": "c1"}),
+            headers: RowHeaders::Stored(
+                serde_json::json!({"cloudEvents:source": "onceflow/org", "amqp:correlation_id": "c1"}),
+            ),
             key: format!("t/{key}").into(),
             exchange: None,
             routing_key: None,

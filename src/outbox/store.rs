@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{Json, ToSql};
 use uuid::Uuid;
 
 use super::handover::{Handover, Ticket};
 use super::lease::Grant;
-use super::row::{OutboxRow, Pending};
+use super::row::{OutboxRow, Pending, RowHeaders};
 use super::sweep::Confirmed;
 use crate::db::{Commit, DbError, Tx};
 
@@ -131,7 +131,7 @@ pub async fn append_and_commit(tx: Tx, rows: Vec<OutboxRow>, handover: &Handover
         let aggregates: Vec<_> = rows.iter().map(|r| r.aggregate_id.as_str()).collect();
         let types: Vec<_> = rows.iter().map(|r| r.event_type.as_str()).collect();
         let payloads: Vec<_> = rows.iter().map(|r| r.payload.as_str()).collect();
-        let headers: Vec<_> = rows.iter().map(|r| &r.headers).collect();
+        let headers: Vec<_> = rows.iter().map(|r| Json(&r.headers)).collect();
         let keys: Vec<_> = rows.iter().map(|r| r.partition_key.as_deref()).collect();
         let params: [&(dyn ToSql + Sync); 10] = [
             &ids,
@@ -211,7 +211,7 @@ pub(super) async fn ready(tx: &Tx, look: Look<'_>) -> Result<Found, DbError> {
         event_type: row.get(4),
         body: row.get::<_, Vec<u8>>(5).into(),
         is_json: row.get(6),
-        headers: row.get(7),
+        headers: RowHeaders::Stored(row.get(7)),
         key: row.get::<_, &str>(8).into(),
         exchange: row.get(9),
         routing_key: row.get(10),
