@@ -19,6 +19,9 @@ Migrations only go forward and are safe while the previous version still runs.
 --roles makes onceflow_owner, onceflow_app, onceflow_relay and onceflow_readonly, which can't log in: grant them to logins. It says what
 it changed, may be repeated, and needs a superuser, or a login with CREATEROLE that owns the schema.";
 
+const SLOW_TEXT: &str = "`dlq list --text` will read every dead letter: the extension pg_trgm could not be made. Whoever runs the \
+    database can add it and the index, see \"Searching by text\" in docs/OPERATIONS.md";
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Change nothing; exit 5 when the schema is behind this build
@@ -45,6 +48,9 @@ pub(super) async fn run(context: &Context, args: &Args) -> Ending {
     let pool = pool.map_err(|e| Failure::new(Exit::Configuration, "database.url can't be used").because(e))?;
     let applied = if args.status { Vec::new() } else { migrate(&pool, &address).await? };
     let state = db::schema_state(&pool).await.map_err(|e| away(&address, &e))?;
+    if state.is_ready() && !db::text_is_indexed(&pool).await.map_err(|e| away(&address, &e))? {
+        context.out.say(SLOW_TEXT);
+    }
     if args.roles {
         let changes = args.role_prefix.apply(&pool).await.map_err(|e| refused(&address, &e))?;
         return roles(context, &applied, &changes);

@@ -24,6 +24,7 @@ const BECOME_OWNER: &str = "
       AND o.oid = (SELECT relowner FROM pg_class WHERE oid = to_regclass('onceflow.refinery_schema_history'))";
 const BE_OURSELVES: &str = "RESET ROLE";
 const APPLIED: &str = "SELECT max(version) FROM onceflow.refinery_schema_history";
+const TEXT_IS_INDEXED: &str = "SELECT to_regclass('onceflow.dead_letter_by_text') IS NOT NULL";
 const HISTORY_EXISTS: &str = "SELECT to_regclass('onceflow.refinery_schema_history') IS NOT NULL";
 
 /// Why the schema could not be brought up to date.
@@ -90,6 +91,17 @@ pub async fn schema_state(pool: &Pool) -> Result<SchemaState, DbError> {
         0
     };
     Ok(SchemaState { applied, known })
+}
+
+/// Whether dead letters are found by text without reading all of them: migration 0016 makes the index only where the login may make
+/// the extension that it needs.
+///
+/// # Errors
+/// When the database is away.
+pub async fn text_is_indexed(pool: &Pool) -> Result<bool, DbError> {
+    let connection = pool.connection().await?;
+    let row = connection.query_one(TEXT_IS_INDEXED, &[]).await;
+    Ok(row.map_err(|e| DbError::postgres("look for an index", e))?.get(0))
 }
 
 fn runner() -> Result<Runner, refinery::Error> {

@@ -9,7 +9,7 @@ mod tx;
 
 pub use error::{Class, DbError};
 pub use listen::Listener;
-pub use migrate::{MigrateError, SchemaState, migrate, schema_state};
+pub use migrate::{MigrateError, SchemaState, migrate, schema_state, text_is_indexed};
 pub use pool::{Pool, PoolUsage, Settings, SettingsError};
 pub use roles::{Changes, Grant, Roles};
 pub use tx::{Commit, Tx};

@@ -55,6 +55,12 @@ BEGIN
         EXECUTE format('ALTER TABLE %s OWNER TO onceflow_owner', thing);
     END LOOP;
     FOR thing IN
+        SELECT format('onceflow.%I', stxname) FROM pg_statistic_ext
+        WHERE stxnamespace = 'onceflow'::regnamespace AND stxowner <> 'onceflow_owner'::regrole
+    LOOP
+        EXECUTE format('ALTER STATISTICS %s OWNER TO onceflow_owner', thing);
+    END LOOP;
+    FOR thing IN
         SELECT oid::regprocedure::text FROM pg_proc
         WHERE pronamespace = 'onceflow'::regnamespace AND proowner <> 'onceflow_owner'::regrole
     LOOP
@@ -90,7 +96,8 @@ GRANT onceflow_relay TO onceflow_app;
 GRANT SELECT ON ALL TABLES IN SCHEMA onceflow TO onceflow_readonly;
 REVOKE SELECT ON onceflow.api_token FROM onceflow_readonly;
 GRANT SELECT (id, name, role, created_at, created_by, revoked_at, revoked_by) ON onceflow.api_token TO onceflow_readonly;
-GRANT EXECUTE ON FUNCTION onceflow.group_of(text, text, text, text, text), onceflow.correlation_of(text, jsonb)
+GRANT EXECUTE ON FUNCTION onceflow.group_of(text, text, text, text, text), onceflow.correlation_of(text, jsonb),
+    onceflow.error_text(text[]), onceflow.searchable(text[], text, text, text), onceflow.says(text, text[], text, text, text)
     TO onceflow_readonly;
 
 -- What later migrations make: `onceflow migrate` makes it as onceflow_owner.

@@ -33,6 +33,7 @@ mod replay;
 mod retention;
 mod rights;
 mod roles;
+mod search;
 mod security;
 mod servers;
 mod sms;

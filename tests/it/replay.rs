@@ -252,7 +252,9 @@ async fn filters_and_groups_agree() {
     assert_eq!(found(Filter { reason_code: Some("expired".into()), ..Filter::default() }).await, 1);
     assert_eq!(found(Filter { text: Some("PARENT is missing".into()), ..Filter::default() }).await, 3);
     assert_eq!(found(Filter { text: Some(other.to_string()), ..Filter::default() }).await, 1);
-    assert_eq!(found(Filter { text: Some("%".into()), ..Filter::default() }).await, 0, "no wildcards");
+    for text in ["%", "parent_is", r"\", "parent is missing h"] {
+        assert_eq!(found(Filter { text: Some(text.into()), ..Filter::default() }).await, 0, "no wildcards: {text}");
+    }
     assert_eq!(found(Filter { state: Some(State::Discarded), ..Filter::default() }).await, 0);
     let hour_ago = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1);
     assert_eq!(found(Filter { since: Some(hour_ago), ..Filter::default() }).await, 2);

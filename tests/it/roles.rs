@@ -15,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::service::{Service, free_port, until_ready};
 use crate::harness::{Database, SOON, Stack, Wishes, connect, eventually, pool};
+use crate::search::BACK_TO_15;
 
-async fn onceflow(database_url: &str, args: &[&str]) -> Output {
+pub(super) async fn onceflow(database_url: &str, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_onceflow"));
     command.args(args).env_clear().current_dir(std::env::temp_dir()).stdin(Stdio::null());
     command.env("ONCEFLOW_DATABASE_URL", database_url).env("ONCEFLOW_AMQP_URL", "amqp://guest:guest@127.0.0.1:9/%2f");
@@ -24,7 +25,7 @@ async fn onceflow(database_url: &str, args: &[&str]) -> Output {
 }
 
 /// Makes the roles of a database, and returns what changed.
-async fn set_up(database: &Database) -> Value {
+pub(super) async fn set_up(database: &Database) -> Value {
     let args = ["migrate", "--roles", "--role-prefix", database.role_prefix(), "-o", "json"];
     let output = onceflow(database.url(), &args).await;
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
@@ -36,7 +37,7 @@ fn count(value: &Value) -> usize {
 }
 
 /// A new login with a role, or with none; returns its URL.
-async fn login(database: &Database, role: Option<&str>) -> String {
+pub(super) async fn login(database: &Database, role: Option<&str>) -> String {
     let prefix = database.role_prefix();
     let name = format!("{prefix}_{}_in", role.unwrap_or("no"));
     let client = database.client().await;
@@ -261,9 +262,7 @@ async fn every_table_has_its_grants_also_one_that_a_later_migration_makes() {
     set_up(&database).await;
     let (prefix, client) = (database.role_prefix(), database.client().await);
     // The newest migration anew, by a login that owns nothing itself.
-    let back = "DROP FUNCTION onceflow.prune_audit(double precision, bigint);
-                DELETE FROM onceflow.refinery_schema_history WHERE version = 15";
-    client.batch_execute(back).await.unwrap();
+    client.batch_execute(BACK_TO_15).await.unwrap();
     let owner = login(&database, Some("owner")).await;
     let migrated = onceflow(&owner, &["migrate"]).await;
     assert_eq!(migrated.status.code(), Some(0), "{}", String::from_utf8_lossy(&migrated.stderr));

@@ -1,0 +1,77 @@
+//! Searching dead letters by text, with the index of migration 0016 and where it could not be made.
+
+use onceflow::replay::{self, Filter};
+
+use crate::harness::Database;
+use crate::roles::{login, onceflow, set_up};
+
+/// Undoes the newest migration, for who wants to see it applied to what an installation has.
+pub(super) const BACK_TO_15: &str = "
+     DROP INDEX onceflow.dead_letter_by_text, onceflow.dead_letter_facets;
+     DROP EXTENSION pg_trgm;
+     DROP SCHEMA onceflow_search;
+     DROP STATISTICS onceflow.dead_letter_kinds;
+     DROP FUNCTION onceflow.says, onceflow.searchable, onceflow.error_text;
+     CREATE INDEX dead_letter_by_consumer ON onceflow.dead_letter (consumer, state, reason);
+     DELETE FROM onceflow.refinery_schema_history WHERE version = 16";
+
+#[tokio::test]
+async fn text_is_found_the_same_with_the_index_and_without_it() {
+    const LETTER: &str = "
+        INSERT INTO onceflow.dead_letter (id, tenant, consumer, source, event_id, event_type, partition_key, stage, reason, error_chain,
+            payload, headers, original_exchange, original_routing_key, attempts, first_failed_at, last_failed_at, consumer_version)
+        VALUES (gen_random_uuid(), 'acme', 'org', 'hr', $1, 't', $2, 'handle', 'r', $3, '', '{}', '', '', 1, now(), now(), '1')";
+    let database = Database::new().await;
+    let (client, pool) = (database.client().await, database.pool());
+    let key: Option<&str> = Some("Key 100%");
+    let errors = ["Zeile 7:\nDer Schlüssel FEHLT".to_owned(), r"because C:\temp_1 is full".to_owned()];
+    client.execute(LETTER, &[&"E-1", &key, &errors.to_vec()]).await.unwrap();
+    client.execute(LETTER, &[&"e-2", &None::<&str>, &vec!["fine".to_owned()]]).await.unwrap();
+    let cases = [
+        ("schlüssel fehlt", 1usize),
+        ("FEHLT because", 1),
+        (r"c:\TEMP_1", 1),
+        (r"temp1", 0),
+        ("E-1", 1),
+        ("e-1", 0),
+        ("E-", 0),
+        ("Key 100%", 1),
+        ("Key 100", 0),
+        ("full E-1", 0),
+        ("i", 2),
+    ];
+    for index in ["", "DROP INDEX onceflow.dead_letter_by_text"] {
+        client.batch_execute(index).await.unwrap();
+        for (text, expected) in cases {
+            let tx = pool.begin().await.unwrap();
+            // A table so small is read as a whole otherwise.
+            tx.query("SELECT set_config('enable_seqscan', 'off', true)", &[]).await.unwrap();
+            let filter = Filter { text: Some(text.to_owned()), ..Filter::default() };
+            let page = replay::list(&tx, &filter, None, 50).await.unwrap();
+            assert_eq!(page.items.len(), expected, "{text}, {index}");
+            assert_eq!(replay::total(&tx, &filter).await.unwrap().count, expected as i64, "{text}, {index}");
+            tx.rollback().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_may_not_make_extensions_migrates_and_is_told_that_searching_text_is_slow() {
+    let database = Database::new().await;
+    set_up(&database).await;
+    let client = database.client().await;
+    client.batch_execute(BACK_TO_15).await.unwrap();
+    let owner = login(&database, Some("owner")).await;
+    let output = onceflow(&owner, &["migrate"]).await;
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("Searching by text"), "{told}");
+    // What docs/OPERATIONS.md says.
+    let document = include_str!("../../docs/OPERATIONS.md");
+    let sql = document.split_once("**Searching by text").and_then(|(_, rest)| rest.split_once("```sql")).unwrap().1;
+    for statement in sql.split_once("```").unwrap().0.split_inclusive(';') {
+        client.batch_execute(statement).await.unwrap();
+    }
+    let output = onceflow(&owner, &["migrate"]).await;
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
