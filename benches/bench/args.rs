@@ -18,7 +18,8 @@ pub(crate) struct Args {
     /// Multiplies the numbers of events and the times
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR", value_parser = factor)]
     pub(crate) scale: f64,
-    /// The long scenarios in full: 1,000,000 events, 10,000,000 inbox rows, 10 minutes of an open transaction
+    /// The long scenarios in full: 1,000,000 events, 10,000,000 inbox rows, 10 minutes of an open transaction, 1,000,000
+    /// dead letters of which 100,000 are replayed
     #[arg(long)]
     pub(crate) full: bool,
     /// List the scenarios and end

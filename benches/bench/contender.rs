@@ -55,6 +55,8 @@ pub(crate) struct Setup {
     pub(crate) quorum: bool,
     /// Queues of the consumer; 1 is one plain queue.
     pub(crate) partitions: u32,
+    /// Where the API listens; 0 for anywhere.
+    pub(crate) admin_port: u16,
 }
 
 /// A running contender; killed with this value.
@@ -172,7 +174,7 @@ fn onceflow(setup: &Setup, site: &Site, arguments: &[&str]) -> anyhow::Result<Co
         .args(arguments)
         .env("ONCEFLOW_AMQP_URL", &site.amqp_url)
         .env("ONCEFLOW_DATABASE_URL", &site.database_url)
-        .env("ONCEFLOW_ADMIN_LISTEN", "127.0.0.1:0")
+        .env("ONCEFLOW_ADMIN_LISTEN", format!("127.0.0.1:{}", setup.admin_port))
         .env("ONCEFLOW_METRICS_LISTEN", "127.0.0.1:0")
         .env("ONCEFLOW_LOG__LEVEL", "warn")
         .env("ONCEFLOW_TOPOLOGY__QUEUE_TYPE", if setup.quorum { "quorum" } else { "classic" });

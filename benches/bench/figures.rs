@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::triage::Looks;
+
 /// What one measurement gave.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Measured {
@@ -18,12 +20,14 @@ pub(crate) struct Measured {
     pub(crate) repeated: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) latency: Option<Percentiles>,
-    /// While another session held a transaction open.
+    /// While another session held a transaction open, or dead letters were replayed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) latency_held: Option<Percentiles>,
     /// Share of one core while there was nothing to do, in per cent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) idle_percent: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) looks: Option<Looks>,
     /// Seconds since the start, resident MiB.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) memory: Vec<(f64, f64)>,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::figures::{Measured, Percentiles, median};
+use crate::triage::Looks;
 
 /// All rounds of one scenario, by variant.
 pub(crate) type Rounds = BTreeMap<&'static str, Vec<Measured>>;
@@ -18,6 +19,11 @@ const MIB_STEADY: f64 = 64.0;
 const MS_STEADY: f64 = 25.0;
 /// A machine counts as quiet if the limit needs no more than this.
 const QUIET_MS: f64 = MS_STEADY / 2.0;
+/// Most milliseconds for all groups, a page and the plan of a job, and most memory that a replay may take.
+const MS_GROUPS: f64 = 1_000.0;
+const MS_PAGE: f64 = 200.0;
+const MS_PLAN: f64 = 5_000.0;
+const MIB_REPLAYING: f64 = 64.0;
 /// "Unchanged" means this much here: the same load differs so much from one ten seconds to the next.
 const UNCHANGED: f64 = 1.25;
 
@@ -192,6 +198,36 @@ pub(crate) fn open_transaction(rounds: &Rounds) -> Vec<Row> {
     vec![
         row("p50 ms", |p| p.p50, Some(Bound::RatioAtMost(UNCHANGED))),
         row("p99 ms", |p| p.p99, Some(Bound::RatioAtMost(2.0))),
+    ]
+}
+
+pub(crate) fn dead_letters(rounds: &Rounds) -> Vec<Row> {
+    let all = rounds.get("onceflow").map_or(&[][..], Vec::as_slice);
+    let looks = || all.iter().filter_map(|m| m.looks.as_ref());
+    let row = |measure: &str, onceflow: Option<f64>, bound: Option<f64>| Row {
+        measure: measure.to_owned(),
+        onceflow,
+        bound: bound.map(Bound::AtMost),
+        ..Row::default()
+    };
+    let pages = looks().flat_map(|looks| looks.pages_ms.iter()).copied();
+    let slowest = pages.max_by(|a, b| a.1.total_cmp(&b.1));
+    let page = row("slowest page ms", slowest.map(|(_, ms)| ms), Some(MS_PAGE));
+    let of = |figure: fn(&Looks) -> f64| median(all, |m| m.looks.as_ref().map(figure));
+    let p99 = |held: bool| median(all, |m| if held { m.latency_held } else { m.latency }.map(|p| p.p99));
+    let live = Row {
+        ratio: quotient(p99(true), p99(false)),
+        of: "while replaying / before".to_owned(),
+        bound: Some(Bound::RatioAtMost(2.0)),
+        ..row("live p99 ms, while replaying", p99(true), None)
+    };
+    vec![
+        row("groups ms", of(|looks| looks.groups_ms), Some(MS_GROUPS)),
+        Row { of: slowest.map(|(name, _)| name.to_owned()).unwrap_or_default(), ..page },
+        row("plan ms", of(|looks| looks.plan_ms), Some(MS_PLAN)),
+        row("replayed/s", of(|looks| looks.replay_rate), None),
+        live,
+        row("MiB added by replaying", of(|looks| looks.added_mib), Some(MIB_REPLAYING)),
     ]
 }
 

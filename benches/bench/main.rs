@@ -15,6 +15,7 @@ mod producer;
 mod report;
 mod scenario;
 mod sibling;
+mod triage;
 mod wire;
 
 use std::io::Write as _;
@@ -155,6 +156,7 @@ async fn run_variant(ground: &mut Ground, variant: &Variant) -> anyhow::Result<O
     match &variant.work {
         Work::Measure(plan) => measure::measure(ground, plan, variant.contender).await,
         Work::Idle(setup, seconds) => measure::idle(ground, setup, *seconds).await,
+        Work::Triage(triage) => triage::measure(ground, triage).await,
     }
 }
 
@@ -170,6 +172,7 @@ fn size(scenario: &Scenario) -> String {
     parts.extend(rows.map(|rows| format!("{rows} rows")));
     parts.extend(scenario.variants.iter().filter_map(|variant| match &variant.work {
         Work::Idle(_, seconds) => Some(format!("{seconds:.0} s")),
+        Work::Triage(triage) => Some(format!("{} dead letters, {} replayed", triage.letters, triage.replayed)),
         Work::Measure(_) => None,
     }));
     parts.join(", ")
@@ -183,10 +186,18 @@ fn short(figures: &Measured) -> String {
         }
         (None, None) => format!("{:.0} events/s", figures.rate),
     };
-    if let Some(p) = figures.latency_held {
-        text.push_str(&format!("; while open p50 {:.2} ms, p99 {:.2} ms", p.p50, p.p99));
+    if let Some(looks) = &figures.looks {
+        let pages: Vec<String> = looks.pages_ms.iter().map(|(name, ms)| format!("{name} {ms:.0}")).collect();
+        let (groups, plan, pages) = (looks.groups_ms, looks.plan_ms, pages.join(", "));
+        text.push_str(&format!(
+            "; groups {groups:.0} ms, plan {plan:.0} ms, pages in ms: {pages}; replay {:.0}/s",
+            looks.replay_rate
+        ));
     }
-    if figures.idle_percent.is_none() {
+    if let Some(p) = figures.latency_held {
+        text.push_str(&format!("; beside it p50 {:.2} ms, p99 {:.2} ms", p.p50, p.p99));
+    }
+    if figures.cpu_us.is_finite() {
         text.push_str(&format!(", {:.0} µs/event", figures.cpu_us));
     }
     text.push_str(&format!(", {:.1} MiB", figures.peak_mib));

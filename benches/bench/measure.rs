@@ -265,7 +265,7 @@ pub(crate) async fn idle(ground: &mut Ground, setup: &Setup, seconds: f64) -> an
 }
 
 /// The processes of one contender.
-struct Fleet {
+pub(crate) struct Fleet {
     processes: Vec<Process>,
     begun: Instant,
     /// Seconds since the start, resident MiB of the largest process.
@@ -273,14 +273,14 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn start(plan: &Plan, contender: Contender, site: &Site) -> anyhow::Result<Self> {
+    pub(crate) fn start(plan: &Plan, contender: Contender, site: &Site) -> anyhow::Result<Self> {
         let start = |_| Process::start(contender, &plan.setup, site);
         let processes = (0..plan.replicas).map(start).collect::<anyhow::Result<_>>()?;
         Ok(Self { processes, begun: Instant::now(), memory: Vec::new() })
     }
 
     /// Processor time of all, memory of the largest.
-    fn usage(&self) -> anyhow::Result<Usage> {
+    pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
         let mut sum = Usage::default();
         for process in &self.processes {
             sum = sum.and(process.usage()?);
@@ -289,7 +289,7 @@ impl Fleet {
     }
 
     /// Waits for arrivals at the sibling; notices a contender that has ended, or that makes no progress.
-    async fn wait(&mut self, sibling: &Sibling, messages: u64) -> anyhow::Result<()> {
+    pub(crate) async fn wait(&mut self, sibling: &Sibling, messages: u64) -> anyhow::Result<()> {
         let (mut seen, mut moved, mut sampled) = (sibling.count(), Instant::now(), Instant::now());
         loop {
             match tokio::time::timeout(LOOK_EVERY, sibling.wait_for(messages)).await {
@@ -310,7 +310,7 @@ impl Fleet {
         }
     }
 
-    async fn kill(self) -> anyhow::Result<()> {
+    pub(crate) async fn kill(self) -> anyhow::Result<()> {
         for process in self.processes {
             process.kill().await?;
         }

@@ -5,6 +5,7 @@ use crate::contender::{Contender, Setup};
 use crate::events::{Feed, Mix};
 use crate::judge::{self, Judge};
 use crate::measure::{Load, Plan};
+use crate::triage::Triage;
 
 /// Small events are of this size.
 const SMALL: usize = 300;
@@ -34,7 +35,7 @@ impl Variant {
     pub(crate) fn plan(&self) -> Option<&Plan> {
         match &self.work {
             Work::Measure(plan) => Some(plan),
-            Work::Idle(..) => None,
+            Work::Idle(..) | Work::Triage(_) => None,
         }
     }
 }
@@ -43,6 +44,7 @@ impl Variant {
 pub(crate) enum Work {
     Measure(Plan),
     Idle(Setup, f64),
+    Triage(Triage),
 }
 
 /// How much of everything.
@@ -169,6 +171,9 @@ fn long(sizes: Sizes) -> Vec<Scenario> {
     let open = at_rate(&empty, 1_000, before + held);
     let hold_after = Some(((before + warm_up_seconds(before)) * 1_000.0) as u64);
     let open = Plan { hold_after, ..open };
+    let letters = sizes.long(1_000_000, 200_000);
+    let live = |seconds| at_rate(&empty, 300, seconds);
+    let triage = Triage::new(live, before, letters, sizes.long(100_000, 10_000));
     let idle = Work::Idle(empty.setup, sizes.seconds(20.0));
     let idle = Variant { name: "onceflow", contender: Contender::Onceflow, work: idle };
     vec![
@@ -194,6 +199,13 @@ fn long(sizes: Sizes) -> Vec<Scenario> {
             once: true,
         },
         Scenario {
+            name: "dead-letters",
+            about: "an operator's looks at many dead letters, and a replay beside 300 live users a second",
+            variants: vec![Variant { name: "onceflow", contender: Contender::Onceflow, work: Work::Triage(triage) }],
+            judge: judge::dead_letters,
+            once: true,
+        },
+        Scenario {
             name: "idle",
             about: "processor time with nothing to do",
             variants: vec![idle],
@@ -212,7 +224,7 @@ fn plan(sizes: Sizes, domain: Domain, count: u64) -> Plan {
         mix: Mix::Plain,
         seed: sizes.seed,
     };
-    let setup = Setup { domain, quorum: true, partitions: 1 };
+    let setup = Setup { domain, quorum: true, partitions: 1, admin_port: 0 };
     Plan { setup, feed, load: Load::Drain, replicas: 1, settling: 0.0, inbox_rows: 0, hold_after: None }
 }
 
