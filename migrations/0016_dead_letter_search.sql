@@ -49,6 +49,8 @@ $$;
 create index dead_letter_facets on onceflow.dead_letter
     (state, consumer, event_type, stage, reason, tenant, attempts, replays);
 drop index onceflow.dead_letter_by_consumer;
+-- Those that are on their way, by the replay whose result is awaited: few among many.
+create index dead_letter_replaying on onceflow.dead_letter (replay_id) where state = 'replaying';
 -- A consumer has only its own types: without this the planner takes them for independent, and reads all to find the first page of none.
 create statistics onceflow.dead_letter_kinds (dependencies, mcv)
     on consumer, event_type, stage, reason from onceflow.dead_letter;

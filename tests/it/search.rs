@@ -7,7 +7,7 @@ use crate::roles::{login, onceflow, set_up};
 
 /// Undoes the newest migration, for who wants to see it applied to what an installation has.
 pub(super) const BACK_TO_15: &str = "
-     DROP INDEX onceflow.dead_letter_by_text, onceflow.dead_letter_facets;
+     DROP INDEX onceflow.dead_letter_by_text, onceflow.dead_letter_facets, onceflow.dead_letter_replaying;
      DROP EXTENSION pg_trgm;
      DROP SCHEMA onceflow_search;
      DROP STATISTICS onceflow.dead_letter_kinds;

@@ -17,6 +17,8 @@ const FIRST_LEVEL: u32 = 4;
 const LAST_LEVEL: u32 = 64;
 /// What may be sent at once after an idle time, in seconds of the rate.
 const BURST: f64 = 0.25;
+/// So much may be sent by one step of a job that goes on: live events wait behind it.
+const AT_ONCE: f64 = 20.0;
 /// A result that takes longer says that the consumer or its queue can't keep up.
 const SLOW: Duration = Duration::from_secs(10);
 /// So does more work on its way than it gets through in this time.
@@ -119,6 +121,8 @@ pub(super) struct Pace {
     since: Duration,
     tokens: f64,
     at: Duration,
+    /// The rate when it was last looked at.
+    per_second: f64,
     /// What made it slower, when it was last looked at.
     strain: Option<Strain>,
     /// Messages of others that waited then.
@@ -152,7 +156,16 @@ impl std::fmt::Display for Strain {
 
 impl Pace {
     pub(super) fn new(now: Duration) -> Self {
-        Self { level: FIRST_LEVEL, since: now, tokens: 0.0, at: now, strain: None, others: None, quickest: None }
+        Self {
+            level: FIRST_LEVEL,
+            since: now,
+            tokens: 0.0,
+            at: now,
+            per_second: 1.0,
+            strain: None,
+            others: None,
+            quickest: None,
+        }
     }
 
     /// Slowly once more, with what was learnt of the consumer.
@@ -170,10 +183,16 @@ impl Pace {
     pub(super) fn allowed(&mut self, view: &View<'_>, now: Duration) -> u32 {
         self.adapt(view, now);
         let rate = f64::from(view.rate) / f64::from(self.level);
+        self.per_second = rate;
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = now;
         self.tokens = (self.tokens + passed * rate).min((rate * BURST).max(1.0));
         whole(self.tokens).min(view.max_in_flight.saturating_sub(view.in_flight))
+    }
+
+    /// When the next step is due: often enough that each sends little.
+    pub(super) fn step_after(&self) -> Duration {
+        Duration::from_secs_f64(AT_ONCE / self.per_second.max(1.0))
     }
 
     /// So many were sent.

@@ -138,6 +138,22 @@ fn without_a_canary_it_runs_at_once() {
 }
 
 #[test]
+fn the_faster_it_goes_the_more_often_it_steps_so_that_live_events_wait_behind_few() {
+    let mut world = World::new(100_000, 500, 0);
+    let mut pause = TICK;
+    for _ in 0..1_000 {
+        world.step(Duration::ZERO, &mut || false);
+        pause = world.pace.step_after().min(TICK);
+        world.now = world.now - TICK + pause;
+    }
+    assert_eq!(pause, Duration::from_millis(40), "it goes at its full rate");
+    let most = world.sends.iter().map(|(_, count)| *count).max().unwrap();
+    assert!(most <= 31, "the first step that knows the rate comes after a usual one: {most}");
+    let late = world.sends.iter().rev().take(100).map(|(_, count)| *count).max().unwrap();
+    assert!(late <= 21, "{late}");
+}
+
+#[test]
 fn ten_failures_in_a_row_stop_it() {
     let mut world = World::new(1_000, 50, 0);
     world.run(Duration::ZERO, || true);

@@ -1,6 +1,7 @@
 //! Runs jobs: takes those that nobody runs, and makes one small transaction after the other with each.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +23,8 @@ use crate::health::{Check, Health};
 use crate::pacing::Pacing;
 use crate::telemetry;
 
-/// Between two steps of a job: a burst is a quarter of a second's worth.
-const STEP_EVERY: Duration = Duration::from_millis(200);
+/// Between two steps of a job, by how fast it goes.
+const STEP_EVERY: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(200);
 /// How often jobs are looked for that nobody runs.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A lease is renewed by every step that changes something, and after this at the latest; well below [`super::LEASE`].
@@ -83,7 +84,8 @@ pub async fn run_jobs(runner: Runner, stop: CancellationToken) {
         let wait = match result {
             Ok(()) => {
                 pacing.reset();
-                if mine.is_empty() { LOOK_EVERY } else { STEP_EVERY }
+                let next = mine.values().map(|mine| mine.pace.step_after()).min();
+                next.map_or(LOOK_EVERY, |after| after.clamp(*STEP_EVERY.start(), *STEP_EVERY.end()))
             }
             Err(error) => {
                 tell(&error);

@@ -67,9 +67,12 @@ const TAKE: &str = "
      WHERE j.id = free.id
     RETURNING j.id, j.epoch";
 
-/// Whoever holds this lock runs the job until the end of the transaction: a takeover and an operator's change wait for it.
+/// Whoever holds this lock runs the job until the end of the transaction: a takeover and an operator's change wait for it. What follows
+/// is about a few items of many, each found by its key: nobody has counted the items of a young job, and the planner, which takes them for
+/// few, would read all of them for ten.
 const LOCK_MINE: &str = "
-    SELECT recent, resume_to, coalesce(hold_until <= clock_timestamp(), false) AS hold_over,
+    SELECT set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
+           set_config('enable_bitmapscan', 'off', true), set_config('random_page_cost', '1.1', true), recent, resume_to, coalesce(hold_until <= clock_timestamp(), false) AS hold_over,
            coalesce((SELECT extract(epoch FROM clock_timestamp() - min(i.sent_at)) FROM onceflow.bulk_job_item AS i
                       WHERE i.job_id = $1 AND i.state = 'sent'), 0)::float8 AS oldest
       FROM onceflow.bulk_job
