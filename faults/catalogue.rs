@@ -115,7 +115,7 @@ pub(crate) const CATALOGUE: [Entry; 93] = [
     suite("D5", "locks, statement timeouts, idle transactions"),
     suite("D6", "pool exhausted"),
     suite("D7", "too many connections"),
-    nobody("D8", "read-only server, promoted standby", NOT_YET),
+    suite("D8", "read-only server, promoted standby"),
     nobody("D9", "disk full", NOT_YET),
     suite("D10", "schema changes under cached statements"),
     test("D11", "error swallowed, then COMMIT", "i3_after_a_swallowed_error_the_last_statement_is_not_even_sent_d11"),

@@ -58,10 +58,10 @@ pub(crate) async fn run(ground: Arc<Ground>, seed: u64, minutes: u64, rate: u64)
     let title = "random faults on two replicas";
     let fault = Fault { name: "chaos", title, setup: setup(rate), alone: true, inject: cut };
     let outcome = Outcome { injections: drawn, ..settle(&fault, ended, rig, begun).await };
-    for problem in &outcome.problems {
+    for problem in &outcome.findings.problems {
         crate::say(&format!("  chaos {seed}: {problem}"));
     }
-    let (confirmed, redelivered) = (outcome.confirmed, outcome.redelivered);
+    let (confirmed, redelivered) = (outcome.findings.confirmed, outcome.findings.redelivered);
     crate::say(&format!("chaos {seed}: {drawn} faults, {confirmed} events confirmed, {redelivered} redeliveries"));
     Ok(outcome)
 }

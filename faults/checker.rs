@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use serde::Serialize;
 use tokio_postgres::Client;
 
 use crate::events::{About, CANARY, PHONE, order_no, user_key};
@@ -40,7 +41,7 @@ pub(crate) struct Evidence<'a> {
 }
 
 /// What the comparison has found.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Findings {
     /// Events that the broker had confirmed to the producer.
     pub(crate) confirmed: u64,

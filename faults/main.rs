@@ -116,7 +116,7 @@ async fn inject(ground: Arc<Ground>, fault: Fault, seed: u64) -> Outcome {
     };
     let verdict = if outcome.passed() { "ok" } else { "FAILED" };
     say(&format!("{verdict}: {} ({}), {:.1} s", fault.name, fault.title, outcome.seconds));
-    for problem in &outcome.problems {
+    for problem in &outcome.findings.problems {
         say(&format!("  {problem}"));
     }
     outcome

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::checker::Findings;
-use crate::rig::Rig;
+use crate::rig::{Rig, Tally};
 use crate::suite::Fault;
 
 /// A fault with everything that was found.
@@ -21,28 +21,15 @@ pub(crate) struct Outcome {
     pub(crate) recoveries: Vec<u64>,
     /// Milliseconds from SIGTERM to the end, under load.
     pub(crate) drains: Vec<u64>,
-    pub(crate) kills: u64,
-    pub(crate) cuts: u64,
-    pub(crate) backend_kills: u64,
-    pub(crate) database_restarts: u64,
-    pub(crate) broker_restarts: u64,
-    pub(crate) confirmed: u64,
-    pub(crate) redelivered: u64,
-    pub(crate) lost: u64,
-    pub(crate) twice: u64,
-    pub(crate) partial: u64,
-    pub(crate) unordered: u64,
-    pub(crate) published: u64,
-    pub(crate) sent_again: u64,
-    pub(crate) burnt: u64,
-    pub(crate) dead: u64,
-    pub(crate) peak: u64,
-    pub(crate) problems: Vec<String>,
+    #[serde(flatten)]
+    pub(crate) tally: Tally,
+    #[serde(flatten)]
+    pub(crate) findings: Findings,
 }
 
 impl Outcome {
     pub(crate) fn passed(&self) -> bool {
-        self.problems.is_empty()
+        self.findings.problems.is_empty()
     }
 }
 
@@ -67,17 +54,12 @@ pub(crate) fn stillborn(fault: &Fault, error: &anyhow::Error) -> Outcome {
 }
 
 fn put_together(fault: &Fault, findings: Findings, rig: &Rig, took: Duration) -> Outcome {
-    let tally = rig.tally;
     let milliseconds =
         |times: &[Duration]| times.iter().map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)).collect();
     Outcome {
         recoveries: milliseconds(&rig.recoveries),
         drains: milliseconds(&rig.drains),
-        kills: tally.kills,
-        cuts: tally.cuts,
-        backend_kills: tally.backend_kills,
-        database_restarts: tally.database_restarts,
-        broker_restarts: tally.broker_restarts,
+        tally: rig.tally,
         ..assemble(fault, findings, took)
     }
 }
@@ -91,22 +73,7 @@ fn assemble(fault: &Fault, findings: Findings, took: Duration) -> Outcome {
         seconds: took.as_secs_f64(),
         recoveries: Vec::new(),
         drains: Vec::new(),
-        kills: 0,
-        cuts: 0,
-        backend_kills: 0,
-        database_restarts: 0,
-        broker_restarts: 0,
-        confirmed: findings.confirmed,
-        redelivered: findings.redelivered,
-        lost: findings.lost,
-        twice: findings.twice,
-        partial: findings.partial,
-        unordered: findings.unordered,
-        published: findings.published,
-        sent_again: findings.sent_again,
-        burnt: findings.burnt,
-        dead: findings.dead,
-        peak: findings.peak,
-        problems: findings.problems,
+        tally: Tally::default(),
+        findings,
     }
 }

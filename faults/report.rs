@@ -39,32 +39,33 @@ impl Report {
         let outcomes = &self.outcomes;
         let recoveries = sorted(outcomes.iter().flat_map(|o| o.recoveries.iter().copied()));
         let drains = sorted(outcomes.iter().flat_map(|o| o.drains.iter().copied()));
-        let (lost, twice, partial) = (self.sum(|o| o.lost), self.sum(|o| o.twice), self.sum(|o| o.partial));
+        let (lost, twice, partial) =
+            (self.sum(|o| o.findings.lost), self.sum(|o| o.findings.twice), self.sum(|o| o.findings.partial));
         let passed = outcomes.len() - self.failed();
-        let peak = outcomes.iter().map(|o| o.peak).max().unwrap_or(0) >> 20;
+        let peak = outcomes.iter().map(|o| o.findings.peak).max().unwrap_or(0) >> 20;
         let mut rows = vec![
             ("worlds: faults injected / passed".to_owned(), format!("{} / {passed}", outcomes.len())),
             ("faults injected in all".to_owned(), self.sum(|o| o.injections).to_string()),
-            ("kill -9 and deaths at kill points".to_owned(), self.sum(|o| o.kills).to_string()),
+            ("kill -9 and deaths at kill points".to_owned(), self.sum(|o| o.tally.kills).to_string()),
             (
                 "broker restarts; connection cuts".to_owned(),
-                format!("{}; {}", self.sum(|o| o.broker_restarts), self.sum(|o| o.cuts)),
+                format!("{}; {}", self.sum(|o| o.tally.broker_restarts), self.sum(|o| o.tally.cuts)),
             ),
             (
                 "database crashes; sessions terminated".to_owned(),
-                format!("{}; {}", self.sum(|o| o.database_restarts), self.sum(|o| o.backend_kills)),
+                format!("{}; {}", self.sum(|o| o.tally.database_restarts), self.sum(|o| o.tally.backend_kills)),
             ),
-            ("events confirmed by the broker".to_owned(), self.sum(|o| o.confirmed).to_string()),
+            ("events confirmed by the broker".to_owned(), self.sum(|o| o.findings.confirmed).to_string()),
             ("**events lost**".to_owned(), format!("**{lost}**")),
             ("**effects applied twice**".to_owned(), format!("**{twice}**")),
-            ("redeliveries of events dealt with before".to_owned(), self.sum(|o| o.redelivered).to_string()),
+            ("redeliveries of events dealt with before".to_owned(), self.sum(|o| o.findings.redelivered).to_string()),
             ("partial transactions".to_owned(), partial.to_string()),
-            ("order violations per key".to_owned(), self.sum(|o| o.unordered).to_string()),
+            ("order violations per key".to_owned(), self.sum(|o| o.findings.unordered).to_string()),
             (
                 "downstream messages; sent again under the same id".to_owned(),
-                format!("{}; {}", self.sum(|o| o.published), self.sum(|o| o.sent_again)),
+                format!("{}; {}", self.sum(|o| o.findings.published), self.sum(|o| o.findings.sent_again)),
             ),
-            ("attempts burnt in outages".to_owned(), self.sum(|o| o.burnt).to_string()),
+            ("attempts burnt in outages".to_owned(), self.sum(|o| o.findings.burnt).to_string()),
             ("peak memory of a replica".to_owned(), format!("{peak} MiB")),
             (
                 "drain on SIGTERM under load, p50 / max".to_owned(),
@@ -89,7 +90,7 @@ impl Report {
                 outcome.recoveries.iter().max().map_or_else(String::new, |ms| format!(", recovered in {ms} ms"));
             let _ =
                 writeln!(text, "{verdict} {:16} {:5.1} s{slowest}  {}", outcome.name, outcome.seconds, outcome.title);
-            for problem in &outcome.problems {
+            for problem in &outcome.findings.problems {
                 let _ = writeln!(text, "       {problem}");
             }
         }
@@ -125,7 +126,13 @@ impl Report {
         let _ = writeln!(text, "\n{}", self.signature());
         let failed: Vec<&Outcome> = self.outcomes.iter().filter(|outcome| !outcome.passed()).collect();
         for outcome in failed {
-            let _ = writeln!(text, "\nFAILED: {} ({}): {}", outcome.name, outcome.title, outcome.problems.join("; "));
+            let _ = writeln!(
+                text,
+                "\nFAILED: {} ({}): {}",
+                outcome.name,
+                outcome.title,
+                outcome.findings.problems.join("; ")
+            );
         }
         text
     }

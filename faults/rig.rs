@@ -45,7 +45,7 @@ pub(crate) const PLAIN: Setup =
     Setup { replicas: 1, quorum: false, rate: 200, poison_every: 0, again_every: 0, dies: "", settings: "" };
 
 /// What the fault did, for the table.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
 pub(crate) struct Tally {
     pub(crate) kills: u64,
     pub(crate) cuts: u64,

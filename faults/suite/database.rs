@@ -24,6 +24,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("D6", "pools with no connection to spare, two replicas", pool_exhausted).set(NARROW),
     fault("D7", "too many connections", no_connections),
     fault("D7.login", "the service's account may not log in", no_login),
+    fault("D8", "the server comes back as a read-only standby and is promoted later", standby).set(TWO).alone(),
     fault("D10.added", "column added under cached statements", column_added),
     fault("D10.dropped", "column renamed away and back", column_gone),
     fault("D14", "outbox rows become visible out of order", late_commit),
@@ -42,6 +43,24 @@ fn crashes(rig: &mut Rig) -> Work<'_> {
             rig.healed().await?;
         }
         Ok(())
+    })
+}
+
+fn standby(rig: &mut Rig) -> Work<'_> {
+    Box::pin(async move {
+        rig.expect.no_attempts = true;
+        rig.progress(100).await?;
+        let mut servers = rig.ground.servers.write().await;
+        servers.postgres.as_mut().context("no database")?.restart_as_standby().await?;
+        drop(servers);
+        rig.tally.database_restarts += 1;
+        rig.until_not_ready(0).await?;
+        rig.lasts(3_000).await;
+        let applied = rig.count("SELECT count(*) FROM onceflow.inbox", &[]).await?;
+        rig.lasts(1_000).await;
+        ensure!(rig.count("SELECT count(*) FROM onceflow.inbox", &[]).await? == applied, "a standby was written to");
+        rig.execute("SELECT pg_promote()").await?;
+        rig.healed().await.map(drop)
     })
 }
 

@@ -100,6 +100,17 @@ impl Postgres {
         self.start().await
     }
 
+    /// A crash and a start as a hot standby, which refuses writes until `SELECT pg_promote()`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), or when the data directory can't be written.
+    pub async fn restart_as_standby(&mut self) -> Result<(), ServersError> {
+        self.stop_immediate().await?;
+        let signal = self.data.join("standby.signal");
+        fs::write(&signal, "").map_err(while_doing(format!("create {}", signal.display())))?;
+        self.start().await
+    }
+
     fn launch(&self) -> Launch<'_> {
         let mut command = vec![self.program("postgres"), "-D".into(), self.data.display().to_string()];
         for setting in [
@@ -178,7 +189,8 @@ impl Postgres {
 fn is_ready(status_file: &Path, pid: u32) -> bool {
     let Ok(text) = fs::read_to_string(status_file) else { return false };
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    lines.first() == Some(&pid.to_string().as_str()) && lines.get(STATUS_LINE) == Some(&"ready")
+    lines.first() == Some(&pid.to_string().as_str())
+        && lines.get(STATUS_LINE).is_some_and(|status| ["ready", "standby"].contains(status))
 }
 
 fn newest_installed(directory: &Path) -> Option<(u32, PathBuf)> {
