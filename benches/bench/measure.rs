@@ -185,11 +185,7 @@ fn result(plan: &Plan, observed: &Observed, book: &Book, spent: Spent) -> Measur
         memory: spent.memory,
         ..Measured::default()
     };
-    let waited = |n: u64| -> Option<f64> {
-        let place = usize::try_from(n).ok()?;
-        let late = book.arrived.get(place).copied()??.duration_since(*observed.schedule.get(place)?);
-        Some(late.as_secs_f64() * 1e3)
-    };
+    let waited = |n| book.waited(n, &observed.schedule);
     let latency = |events: &mut dyn Iterator<Item = u64>| Percentiles::of(events.filter_map(waited).collect());
     if !observed.schedule.is_empty() {
         let cold = |n: &u64| !plan.feed.is_hot(*n);

@@ -137,6 +137,13 @@ impl Book {
         true
     }
 
+    /// Milliseconds from when event number `n` was due to the arrival of its message; `None` where none came or it was not due.
+    pub(crate) fn waited(&self, n: u64, schedule: &[Instant]) -> Option<f64> {
+        let place = usize::try_from(n).ok()?;
+        let late = self.arrived.get(place).copied()??.duration_since(*schedule.get(place)?);
+        Some(late.as_secs_f64() * 1e3)
+    }
+
     /// How many messages event number `n` caused.
     pub(crate) fn messages(&self, n: usize) -> u32 {
         self.kinds[n].count_ones()

@@ -145,7 +145,7 @@ async fn at(ground: &Ground, site: &Site, triage: &Triage, setup: Setup) -> anyh
     producer.wait_for_consumers(&[setup.domain.queue()], 1).await?;
     let desk = Desk { http: Http::new(), base: format!("http://127.0.0.1:{}/api/v1", setup.admin_port) };
     let mut looks = desk.look(triage).await?;
-    let Load::Steady { rate, .. } = triage.live.load else { unreachable!("the live traffic is a steady load") };
+    let Load::Steady { rate, warm_up } = triage.live.load else { unreachable!("the live traffic is a steady load") };
     let replay = async {
         tokio::time::sleep(Duration::from_secs_f64(triage.before as f64 / rate as f64)).await;
         let resident = fleet.usage()?.resident;
@@ -164,15 +164,8 @@ async fn at(ground: &Ground, site: &Site, triage: &Triage, setup: Setup) -> anyh
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     looks.replay_rate = triage.replayed as f64 / seconds;
     looks.added_mib = mib(peak) - mib(resident);
-    let latency = |events: std::ops::Range<u64>| {
-        let waited = |n: u64| {
-            let place = usize::try_from(n).ok()?;
-            let late = book.arrived.get(place).copied()??.duration_since(*schedule.get(place)?);
-            Some(late.as_secs_f64() * 1e3)
-        };
-        Percentiles::of(events.filter_map(waited).collect())
-    };
-    let Load::Steady { warm_up, .. } = triage.live.load else { unreachable!("the live traffic is a steady load") };
+    let latency =
+        |events: std::ops::Range<u64>| Percentiles::of(events.filter_map(|n| book.waited(n, &schedule)).collect());
     Ok(Measured {
         events: all,
         seconds,

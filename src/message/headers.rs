@@ -114,6 +114,7 @@ impl DerefMut for Headers {
     }
 }
 
+/// Null where there is none, as with [`Value`].
 impl Index<&str> for Headers {
     type Output = Value;
 

@@ -15,7 +15,7 @@ const USUAL_HEADERS: usize = 12;
 pub(super) fn outgoing(row: &mut Pending, egress: &str) -> Outgoing {
     match (row.exchange.take(), row.routing_key.take()) {
         (Some(exchange), Some(routing_key)) => {
-            Outgoing { route: Route { exchange, routing_key }, message: stored(row) }
+            Outgoing { route: Route { exchange, routing_key }, message: stored(row.headers.take(), row.body.clone()) }
         }
         _ => Outgoing {
             route: Route { exchange: egress.to_owned(), routing_key: row.event_type.clone() },
@@ -24,16 +24,14 @@ pub(super) fn outgoing(row: &mut Pending, egress: &str) -> Outgoing {
     }
 }
 
-fn stored(row: &mut Pending) -> Message {
-    let mut message = Message { body: row.body.clone(), ..Message::default() };
-    overlay(&mut message, Vec::new(), row.headers.take());
-    message
-}
-
 /// The message that is stored with these headers: keys `amqp:…` are properties, all others headers.
 pub(crate) fn stored_message(headers: Value, body: Bytes) -> Message {
+    stored(RowHeaders::Stored(headers), body)
+}
+
+fn stored(headers: RowHeaders, body: Bytes) -> Message {
     let mut message = Message { body, ..Message::default() };
-    overlay(&mut message, Vec::new(), RowHeaders::Stored(headers));
+    overlay(&mut message, Vec::new(), headers);
     message
 }
 
