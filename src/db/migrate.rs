@@ -93,7 +93,7 @@ pub async fn schema_state(pool: &Pool) -> Result<SchemaState, DbError> {
     Ok(SchemaState { applied, known })
 }
 
-/// Whether dead letters are found by text without reading all of them: migration 0016 makes the index only where the login may make
+/// Whether dead letters are found by text without reading all of them: migrations make the index only where the login may make
 /// the extension that it needs.
 ///
 /// # Errors

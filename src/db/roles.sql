@@ -97,7 +97,8 @@ GRANT SELECT ON ALL TABLES IN SCHEMA onceflow TO onceflow_readonly;
 REVOKE SELECT ON onceflow.api_token FROM onceflow_readonly;
 GRANT SELECT (id, name, role, created_at, created_by, revoked_at, revoked_by) ON onceflow.api_token TO onceflow_readonly;
 GRANT EXECUTE ON FUNCTION onceflow.group_of(text, text, text, text, text), onceflow.correlation_of(text, jsonb),
-    onceflow.error_text(text[]), onceflow.searchable(text[], text, text, text), onceflow.says(text, text[], text, text, text)
+    onceflow.error_text(text[]), onceflow.searchable(text[], text, text, text), onceflow.says(text, text[], text, text, text),
+    onceflow.says(text, text[], text, text[], text, text, text)
     TO onceflow_readonly;
 
 -- What later migrations make: `onceflow migrate` makes it as onceflow_owner.

@@ -1,19 +1,20 @@
-//! Searching dead letters by text, with the index of migration 0016 and where it could not be made.
+//! Searching dead letters by text, with the index that migrations make and where it could not be made.
 
-use onceflow::replay::{self, Filter};
+use onceflow::replay::{self, Filter, State};
 
 use crate::harness::Database;
 use crate::roles::{login, onceflow, set_up};
 
-/// Undoes the newest migration, for who wants to see it applied to what an installation has.
+/// Undoes the newest migrations, for who wants to see it applied to what an installation has.
 pub(super) const BACK_TO_15: &str = "
      DROP INDEX onceflow.dead_letter_by_text, onceflow.dead_letter_facets, onceflow.dead_letter_replaying;
      DROP EXTENSION pg_trgm;
      DROP SCHEMA onceflow_search;
-     DROP STATISTICS onceflow.dead_letter_kinds;
-     DROP FUNCTION onceflow.says, onceflow.searchable, onceflow.error_text;
+     DROP STATISTICS onceflow.dead_letter_kinds, onceflow.dead_letter_text;
+     DROP FUNCTION onceflow.says(text, text[], text, text, text), onceflow.says(text, text[], text, text[], text, text, text),
+         onceflow.searchable, onceflow.error_text;
      CREATE INDEX dead_letter_by_consumer ON onceflow.dead_letter (consumer, state, reason);
-     DELETE FROM onceflow.refinery_schema_history WHERE version = 16";
+     DELETE FROM onceflow.refinery_schema_history WHERE version >= 16";
 
 #[tokio::test]
 async fn text_is_found_the_same_with_the_index_and_without_it() {
@@ -26,8 +27,18 @@ async fn text_is_found_the_same_with_the_index_and_without_it() {
     let key: Option<&str> = Some("Key 100%");
     let errors = ["Zeile 7:\nDer Schlüssel FEHLT".to_owned(), r"because C:\temp_1 is full".to_owned()];
     client.execute(LETTER, &[&"E-1", &key, &errors.to_vec()]).await.unwrap();
-    client.execute(LETTER, &[&"e-2", &None::<&str>, &vec!["fine".to_owned()]]).await.unwrap();
-    let cases = [
+    for id in ["e-2", "e-3", "e-4"] {
+        client.execute(LETTER, &[&id, &None::<&str>, &vec!["fine".to_owned()]]).await.unwrap();
+    }
+    // These two are not in the index.
+    let replays = "
+        UPDATE onceflow.dead_letter SET state = 'replaying' WHERE event_id = 'e-3';
+        UPDATE onceflow.dead_letter SET state = 'replayed', closed_at = now() WHERE event_id = 'e-4'";
+    client.batch_execute(replays).await.unwrap();
+    let by_state =
+        [(State::Replaying, 1), (State::Replayed, 1), (State::Discarded, 0), (State::Any, 3), (State::Open, 1)];
+    let by_state = by_state.map(|(state, expected)| ("fine", state, expected));
+    let of_open = [
         ("schlüssel fehlt", 1usize),
         ("FEHLT because", 1),
         (r"c:\TEMP_1", 1),
@@ -40,16 +51,18 @@ async fn text_is_found_the_same_with_the_index_and_without_it() {
         ("full E-1", 0),
         ("i", 2),
     ];
+    let cases: Vec<_> =
+        of_open.map(|(text, expected)| (text, State::Open, expected)).into_iter().chain(by_state).collect();
     for index in ["", "DROP INDEX onceflow.dead_letter_by_text"] {
         client.batch_execute(index).await.unwrap();
-        for (text, expected) in cases {
+        for &(text, state, expected) in &cases {
             let tx = pool.begin().await.unwrap();
             // A table so small is read as a whole otherwise.
             tx.query("SELECT set_config('enable_seqscan', 'off', true)", &[]).await.unwrap();
-            let filter = Filter { text: Some(text.to_owned()), ..Filter::default() };
+            let filter = Filter { text: Some(text.to_owned()), state: Some(state), ..Filter::default() };
             let page = replay::list(&tx, &filter, None, 50).await.unwrap();
-            assert_eq!(page.items.len(), expected, "{text}, {index}");
-            assert_eq!(replay::total(&tx, &filter).await.unwrap().count, expected as i64, "{text}, {index}");
+            assert_eq!(page.items.len(), expected, "{text}, {state:?}, {index}");
+            assert_eq!(replay::total(&tx, &filter).await.unwrap().count, expected as i64, "{text}, {state:?}, {index}");
             tx.rollback().await;
         }
     }

@@ -92,8 +92,10 @@ const INBOX_ESTIMATE: &str = "
 
 /// Looking never changes anything (I-9): the server itself refuses a write in such a transaction.
 const READ_ONLY: &str = "SELECT set_config('transaction_read_only', 'on', true)";
-/// A sample must not cost more as the tables grow.
-const LIMIT_STATEMENTS: &str = "SELECT set_config('statement_timeout', '2s', true)";
+/// A sample must not cost more as the tables grow, nor take several processors from the events.
+const LIMIT_STATEMENTS: &str = "
+    SELECT set_config('statement_timeout', '2s', true), set_config('max_parallel_workers_per_gather', '0', true),
+           set_config('jit', 'off', true)";
 
 pub(super) async fn switches(tx: &Tx) -> Result<Vec<ConsumerSwitch>, DbError> {
     let read = |row: &Row| {

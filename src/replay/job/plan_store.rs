@@ -52,7 +52,8 @@ const PLAN: &str = "
            AND ($6::text IS NULL OR state = $6 OR ($6 = 'open' AND state = 'replaying'))
            AND ($7::text IS NULL OR onceflow.group_of(group_id, consumer, event_type, stage, reason) = $7)
            AND ($8::timestamptz IS NULL OR last_failed_at >= $8) AND ($9::timestamptz IS NULL OR last_failed_at < $9)
-           AND ($10::text IS NULL OR onceflow.says($10, error_chain, event_id, subject, partition_key))
+           AND ($10::text IS NULL OR onceflow.says($10, CASE $6 WHEN 'open' THEN ARRAY['open', 'replaying'] ELSE ARRAY[$6] END, state,
+                                                   error_chain, event_id, subject, partition_key))
            AND ($11::text IS NULL OR partition_key = $11)
            AND ($12::integer IS NULL OR attempts >= $12) AND ($13::integer IS NULL OR replays >= $13)
            AND ($14::uuid[] IS NULL OR id = ANY ($14))
@@ -91,7 +92,7 @@ const NEWCOMERS: &str = "
        AND ($5::text IS NULL OR reason = $5) AND ($6::text IS NULL OR state = $6)
        AND ($7::text IS NULL OR onceflow.group_of(group_id, consumer, event_type, stage, reason) = $7)
        AND ($8::timestamptz IS NULL OR last_failed_at >= $8) AND ($9::timestamptz IS NULL OR last_failed_at < $9)
-       AND ($10::text IS NULL OR onceflow.says($10, error_chain, event_id, subject, partition_key))
+       AND ($10::text IS NULL OR onceflow.says($10, ARRAY[$6], state, error_chain, event_id, subject, partition_key))
        AND ($11::text IS NULL OR partition_key = $11)
        AND ($12::integer IS NULL OR attempts >= $12) AND ($13::integer IS NULL OR replays >= $13)
        AND state = 'open' AND last_failed_at > $14

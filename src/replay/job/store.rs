@@ -125,18 +125,24 @@ const PICK: &str = "
             AND i.consumer NOT IN (SELECT s.consumer FROM onceflow.consumer_state AS s WHERE s.paused)))
      ORDER BY i.nth LIMIT $4";
 
+/// One lookup for each: of a job that was planned a moment ago the planner knows nothing, takes it for one row, and would read all of
+/// its items. They don't move meanwhile, since the job's row is locked.
 const MARK_SENT: &str = "
     UPDATE onceflow.bulk_job_item AS i
        SET state = 'sent', replay_id = r.replay_id, sent_at = clock_timestamp()
       FROM unnest($2::int4[], $3::uuid[]) AS r (nth, replay_id)
-     WHERE i.job_id = $1 AND i.nth = r.nth AND i.state = 'waiting'";
+     CROSS JOIN LATERAL (SELECT w.ctid AS at FROM onceflow.bulk_job_item AS w
+                          WHERE w.job_id = $1 AND w.nth = r.nth AND w.state = 'waiting' OFFSET 0) AS found
+     WHERE i.ctid = found.at";
 
-/// Ends items that were never on their way, and frees the next of their keys.
+/// Ends items that were never on their way, and frees the next of their keys. One lookup for each, as in [`MARK_SENT`].
 const END: &str = "
     WITH ended AS (
         UPDATE onceflow.bulk_job_item AS i SET state = e.state, reason = e.reason
           FROM unnest($2::int4[], $3::text[], $4::text[]) AS e (nth, state, reason)
-         WHERE i.job_id = $1 AND i.nth = e.nth AND i.state = 'waiting'
+         CROSS JOIN LATERAL (SELECT w.ctid AS at FROM onceflow.bulk_job_item AS w
+                              WHERE w.job_id = $1 AND w.nth = e.nth AND w.state = 'waiting' OFFSET 0) AS found
+         WHERE i.ctid = found.at
         RETURNING i.nth, i.key, i.turn
     ), freed AS (
         UPDATE onceflow.bulk_job_item AS i SET ready = true

@@ -28,10 +28,15 @@ const REOPEN: &str = "
         last_failed_at = $6, consumer_version = $7, group_id = $8, group_text = $9
     WHERE replay_id = $1 AND state = 'replaying'";
 
+/// One lookup for each, by the index of replays: for all at once the planner reads whatever was `replaying` of late, rows that are
+/// gone included, and would take the last condition for a reason to do so.
 const CLOSE_REPLAYED: &str = "
-    UPDATE onceflow.dead_letter
+    UPDATE onceflow.dead_letter AS d
     SET state = 'replayed', closed_at = clock_timestamp(), closed_by = 'onceflow', closed_reason = 'replay succeeded'
-    WHERE replay_id = ANY($1) AND state = 'replaying'";
+    FROM unnest($1::uuid[]) AS r (id)
+    CROSS JOIN LATERAL (SELECT w.tenant, w.id FROM onceflow.dead_letter AS w
+                        WHERE w.replay_id = r.id AND w.state = 'replaying' OFFSET 0) AS found
+    WHERE d.tenant = found.tenant AND d.id = found.id AND (d.state = 'replaying') IS TRUE AND d.replay_id = r.id";
 
 /// Stores a dead letter, or counts another copy of a live one.
 pub(crate) async fn bury(tx: &Tx, dead: &DeadLetter<'_>) -> Result<(), DbError> {
