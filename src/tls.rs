@@ -41,6 +41,7 @@ pub struct Identity<'a> {
 #[derive(Clone, Default)]
 pub struct Tls {
     is_configured: bool,
+    shows_certificate: bool,
     /// Made at once from what was given, and at the first use where nothing was.
     client: Arc<OnceLock<Arc<ClientConfig>>>,
 }
@@ -62,12 +63,17 @@ impl Tls {
         }
         let roots = authorities.map_or_else(of_this_system, given)?;
         let client = Arc::new(OnceLock::from(Arc::new(client(roots, identity)?)));
-        Ok(Self { is_configured: true, client })
+        Ok(Self { is_configured: true, shows_certificate: identity.is_some(), client })
     }
 
     /// Whether files were given: then a connection without TLS is a mistake.
     pub fn is_configured(&self) -> bool {
         self.is_configured
+    }
+
+    /// Whether a server that asks who we are sees a certificate of ours.
+    pub fn shows_certificate(&self) -> bool {
+        self.shows_certificate
     }
 
     /// For either client library.

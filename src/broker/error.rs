@@ -4,7 +4,15 @@ use std::time::Duration;
 
 use lapin::ErrorKind;
 
+use super::settings::Login;
 use crate::tls;
+
+/// What a broker answers to a login that it refuses.
+const LOGIN_REFUSED: u16 = 403;
+const WRONG_PASSWORD: &str = "check user and password of broker.url";
+const ONLY_CERTIFICATES: &str = "if it takes only certificates as logins, add ?auth_mechanism=external to broker.url";
+const NO_SUCH_CERTIFICATE: &str = "it takes the user's name from certificate_file, as its ssl_cert_login_from says, and there is no \
+                                   such user, or it saw no certificate";
 
 /// A failure of the broker or of the way to it.
 #[derive(Debug)]
@@ -20,6 +28,10 @@ enum Kind {
     Settings(super::SettingsError),
     /// TLS did not come about; where, why and what to do.
     Insecure(String),
+    /// The broker does not let us in; where, its words and what to do.
+    Login(String),
+    /// It ended the connection without a word; where and what to do.
+    HungUp(String),
     Ended,
     Overfull(usize),
     WindowChanges,
@@ -40,12 +52,24 @@ impl BrokerError {
         Self { doing: "connect", kind: Kind::Settings(error) }
     }
 
-    /// With the words for a refused TLS handshake, where it is one; `place` is host and port.
-    pub(super) fn explained(self, place: &str) -> Self {
+    /// With the words for a connection that was refused, by a TLS handshake or as a login; `place` is host and port.
+    pub(super) fn explained(self, place: &str, login: Login) -> Self {
         let Kind::Client(error) = &self.kind else { return self };
-        match tls::explain(error.as_ref()) {
-            Some(why) => Self { doing: self.doing, kind: Kind::Insecure(format!("{place} is not trusted: {why}")) },
-            None => self,
+        let doing = self.doing;
+        if let Some(why) = tls::explain(error.as_ref()) {
+            return Self { doing, kind: Kind::Insecure(format!("{place} is not trusted: {why}")) };
+        }
+        match error.kind() {
+            ErrorKind::ProtocolError(amqp) if amqp.get_id() == LOGIN_REFUSED => {
+                let advice = if login == Login::Certificate { NO_SUCH_CERTIFICATE } else { WRONG_PASSWORD };
+                let why = format!("{place} refuses the login: {}; {advice}", amqp.get_message());
+                Self { doing, kind: Kind::Login(why) }
+            }
+            // A broker that knows no passwords does not say so.
+            ErrorKind::IOError(error) if login == Login::PasswordBesideCertificate => {
+                Self { doing, kind: Kind::HungUp(format!("{place} hung up ({error}); {ONLY_CERTIFICATES}")) }
+            }
+            _ => self,
         }
     }
 
@@ -72,6 +96,7 @@ impl BrokerError {
     /// The AMQP reply code, where the broker sent one.
     pub fn reply_code(&self) -> Option<u16> {
         match &self.kind {
+            Kind::Login(_) => Some(LOGIN_REFUSED),
             Kind::Client(e) => match e.kind() {
                 ErrorKind::ProtocolError(amqp) => Some(amqp.get_id()),
                 _ => None,
@@ -131,7 +156,7 @@ impl std::fmt::Display for BrokerError {
             },
             Kind::Silent(waited) => write!(f, "broker: {doing}: no answer within {} ms", waited.as_millis()),
             Kind::Settings(e) => write!(f, "broker: {e}"),
-            Kind::Insecure(why) => write!(f, "broker: {doing}: {why}"),
+            Kind::Insecure(why) | Kind::Login(why) | Kind::HungUp(why) => write!(f, "broker: {doing}: {why}"),
             Kind::Ended => write!(f, "broker: {doing}: the channel was closed"),
             Kind::NoHashExchange => write!(
                 f,

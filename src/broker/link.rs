@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::error::{BrokerError, bounded};
-use super::settings::Settings;
+use super::settings::{Login, Settings};
 use crate::health::{Check, Health};
 use crate::pacing::Pacing;
 use crate::telemetry;
@@ -133,6 +133,7 @@ impl Link {
         let uri = self.settings.uri().map_err(BrokerError::settings)?;
         let name = format!("{} {}", self.settings.name, self.purpose.as_str());
         let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let login = Login::of(&self.settings, &uri);
         let place = format!("{}:{}", uri.authority.host, uri.authority.port);
         let connecting = async {
             match uri.scheme {
@@ -140,7 +141,8 @@ impl Link {
                 AMQPScheme::AMQPS => self.connect_with_tls(uri, properties).await,
             }
         };
-        let connection = bounded("connect", CONNECT_WITHIN, connecting).await.map_err(|e| e.explained(&place))?;
+        let connection =
+            bounded("connect", CONNECT_WITHIN, connecting).await.map_err(|e| e.explained(&place, login))?;
         self.watch_events(&connection);
         Ok(connection)
     }

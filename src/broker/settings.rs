@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url};
 
@@ -39,6 +39,9 @@ pub enum SettingsError {
     /// Authorities or a certificate were given, for a connection that would not look at them.
     #[error("refusing plaintext to {0}: ca_file or certificate_file is set, but the URL says amqp://; use amqps://")]
     TlsUnused(String),
+    /// The login rests on a certificate, and there is none to show.
+    #[error("auth_mechanism=external logs in by certificate: set certificate_file and key_file, and use amqps://")]
+    NoCertificate,
 }
 
 impl Settings {
@@ -73,9 +76,35 @@ impl Settings {
         if uri.scheme == AMQPScheme::AMQP && !local && !self.allow_plaintext {
             return Err(SettingsError::Plaintext(host.clone()));
         }
+        if is_external(&uri) && !(uri.scheme == AMQPScheme::AMQPS && self.tls.shows_certificate()) {
+            return Err(SettingsError::NoCertificate);
+        }
         uri.query.heartbeat = u16::try_from(self.heartbeat.as_secs()).ok();
         Ok(uri)
     }
+}
+
+/// What a login rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Login {
+    Password,
+    /// The broker sees a certificate, and is not asked to go by it.
+    PasswordBesideCertificate,
+    Certificate,
+}
+
+impl Login {
+    pub(super) fn of(settings: &Settings, uri: &AMQPUri) -> Self {
+        match (is_external(uri), settings.tls.shows_certificate()) {
+            (true, _) => Self::Certificate,
+            (false, true) => Self::PasswordBesideCertificate,
+            (false, false) => Self::Password,
+        }
+    }
+}
+
+fn is_external(uri: &AMQPUri) -> bool {
+    uri.query.auth_mechanism == Some(SASLMechanism::External)
 }
 
 fn parse(url: &str) -> Result<AMQPUri, SettingsError> {
@@ -96,7 +125,7 @@ mod tests {
     fn settings(url: &str) -> Settings {
         let heartbeat = Duration::from_secs(10);
         let (tls, name) = (Tls::default(), "test".to_owned());
-        Settings { url: url.into(), allow_plaintext: false, heartbeat, tls, declare: true, name }
+        Settings { url: url.into(), allow_plaintext: false, heartbeat, tls, name, declare: true }
     }
 
     #[test]
@@ -115,6 +144,14 @@ mod tests {
         }
         for url in ["amqp://u:p@localhost/", "amqp://u:p@127.0.0.1/", "amqp://u:p@[::1]/"] {
             assert!(settings(url).check().is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_login_by_certificate_without_one_to_show_is_refused_before_the_first_connection_s7_1() {
+        for url in ["amqps://broker/%2f?auth_mechanism=external", "amqp://localhost/?auth_mechanism=EXTERNAL"] {
+            let refused = settings(url).check().unwrap_err().to_string();
+            assert!(refused.contains("set certificate_file and key_file"), "{url}: {refused}");
         }
     }
 

@@ -21,7 +21,7 @@ const NAME: &str = "rabbitmq";
 const INSTALLED: &str = "/usr/lib/rabbitmq/lib";
 /// In the node's directory.
 const DATA: &str = "data";
-const PLUGINS: &str = "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n";
+const PLUGINS: [&str; 2] = ["rabbitmq_management", "rabbitmq_consistent_hash_exchange"];
 /// A boot takes 7 to 10 s of processor time, which a busy machine stretches; a node that fails ends, and is noticed at once.
 const READY_WITHIN: Duration = Duration::from_secs(300);
 const MAPPER_READY_WITHIN: Duration = Duration::from_secs(60);
@@ -40,6 +40,7 @@ pub struct RabbitMq {
     node: String,
     ports: NodePorts,
     settings: String,
+    plugins: Vec<&'static str>,
     mapper: Option<Guarded>,
     process: Option<Guarded>,
 }
@@ -74,6 +75,7 @@ impl RabbitMq {
             node,
             ports,
             settings: String::new(),
+            plugins: PLUGINS.to_vec(),
             mapper: None,
             process: None,
         })
@@ -92,6 +94,11 @@ impl RabbitMq {
     /// More lines of `rabbitmq.conf`, from the next start on.
     pub fn configure(&mut self, lines: &str) {
         lines.clone_into(&mut self.settings);
+    }
+
+    /// One more plugin, from the next start on.
+    pub fn enable(&mut self, plugin: &'static str) {
+        self.plugins.push(plugin);
     }
 
     /// `amqp://…` of the default virtual host.
@@ -200,7 +207,8 @@ impl RabbitMq {
             secret = self.place.secret(),
             more = self.settings,
         );
-        for (name, text) in [("rabbitmq.conf", settings.as_str()), ("enabled_plugins", PLUGINS)] {
+        let plugins = format!("[{}].\n", self.plugins.join(","));
+        for (name, text) in [("rabbitmq.conf", settings), ("enabled_plugins", plugins)] {
             let path = self.home.join(name);
             fs::write(&path, text).map_err(while_doing(format!("write {}", path.display())))?;
             self.account.give(&path)?;

@@ -34,24 +34,30 @@ impl Authority {
 
     /// For servers that are reached as `name`.
     pub(super) fn server(&self, name: &str) -> Pair {
-        self.sign("server", &format!("subjectAltName=DNS:{name}"), "2")
+        self.sign("server", "of a test", &format!("subjectAltName=DNS:{name}"), "2")
     }
 
     /// Ends in the second in which it is made.
     pub(super) fn ended(&self, name: &str) -> Pair {
-        self.sign("ended", &format!("subjectAltName=DNS:{name}"), "0")
+        self.sign("ended", "of a test", &format!("subjectAltName=DNS:{name}"), "0")
     }
 
     /// For us, to show.
     pub(super) fn client(&self) -> Pair {
-        self.sign("client", "extendedKeyUsage=clientAuth", "2")
+        self.user("client")
     }
 
-    fn sign(&self, file: &str, extension: &str, days: &str) -> Pair {
+    /// For us, to show as this user.
+    pub(super) fn user(&self, name: &str) -> Pair {
+        self.sign(name, name, "extendedKeyUsage=clientAuth", "2")
+    }
+
+    fn sign(&self, file: &str, name: &str, extension: &str, days: &str) -> Pair {
         let path = |ending: &str| format!("{file}.{ending}");
         let [key, request, certificate, extensions] = ["key", "csr", "pem", "ext"].map(path);
         fs::write(self.place.path().join(&extensions), format!("{extension}\nbasicConstraints=CA:FALSE\n")).unwrap();
-        let out = ["-keyout", &key, "-out", &request, "-subj", "/CN=of a test"];
+        let subject = format!("/CN={name}");
+        let out = ["-keyout", &key, "-out", &request, "-subj", &subject];
         self.openssl(&[&["req", "-new"][..], &NEW_KEY, &out].concat());
         let by = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", &extensions, "-days", days];
         self.openssl(&[&["x509", "-req", "-in", &request, "-out", &certificate][..], &by].concat());

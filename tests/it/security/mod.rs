@@ -6,4 +6,5 @@ mod authority;
 mod canary;
 mod files;
 mod fuzz;
+mod login;
 mod tls;

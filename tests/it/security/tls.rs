@@ -19,17 +19,17 @@ use crate::harness::{Probe, SOON, Stack, Wishes, connect, eventually, pool, prob
 
 const OURS: &str = "onceflow tls";
 
-fn trusting(authority: &Authority) -> Tls {
+pub(super) fn trusting(authority: &Authority) -> Tls {
     Tls::new(Some(&fs::read_to_string(authority.file()).unwrap()), None).unwrap()
 }
 
-fn showing(authority: &Authority, pair: &Pair) -> Tls {
+pub(super) fn showing(authority: &Authority, pair: &Pair) -> Tls {
     let read = |path: &Path| fs::read_to_string(path).unwrap();
     let (certificate, key) = (read(&pair.certificate), read(&pair.key));
     Tls::new(Some(&read(&authority.file())), Some(Identity { certificate: &certificate, key: &key })).unwrap()
 }
 
-fn at(url: &str, host: &str) -> String {
+pub(super) fn at(url: &str, host: &str) -> String {
     url.replace("127.0.0.1", host)
 }
 
@@ -137,19 +137,19 @@ async fn a_database_is_believed_only_by_our_authority_under_its_name_and_within_
 }
 
 /// A broker with a TLS port. It reads its certificate from files that the test may change.
-struct SecureBroker {
-    url: String,
+pub(super) struct SecureBroker {
+    pub(super) url: String,
     shown: Pair,
 }
 
 impl SecureBroker {
-    async fn turn_on(broker: &mut RabbitMq, authority: &Authority) -> Self {
+    pub(super) async fn turn_on(broker: &mut RabbitMq, authority: &Authority, more: &str) -> Self {
         let shown = authority.server("localhost");
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         // A certificate of ours is checked where we show one.
         broker.configure(&format!(
             "listeners.ssl.default = 127.0.0.1:{port}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
-             ssl_options.keyfile = {}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n",
+             ssl_options.keyfile = {}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = false\n{more}",
             authority.file().display(),
             shown.certificate.display(),
             shown.key.display(),
@@ -169,10 +169,10 @@ impl SecureBroker {
 }
 
 /// Opens a channel, or says why not.
-async fn knock(url: &str, tls: &Tls) -> Result<(), String> {
+pub(super) async fn knock(url: &str, tls: &Tls) -> Result<(), String> {
     let (heartbeat, name) = (Duration::from_secs(10), OURS.to_owned());
-    let (tls, declare) = (tls.clone(), true);
-    let settings = broker::Settings { url: url.into(), allow_plaintext: false, heartbeat, tls, declare, name };
+    let tls = tls.clone();
+    let settings = broker::Settings { url: url.into(), allow_plaintext: false, heartbeat, tls, name, declare: true };
     publish_once(&settings, &[]).await.map_err(|e| e.to_string())
 }
 
@@ -204,7 +204,7 @@ async fn every_connection_of_a_service_is_encrypted_to_servers_that_are_believed
     authenticate(&admin, "scram-sha-256").await;
     show(&admin, &authority.server("localhost")).await;
     db::migrate(&pool(&url)).await.unwrap();
-    let secure = SecureBroker::turn_on(servers.rabbitmq.as_mut().unwrap(), &authority).await;
+    let secure = SecureBroker::turn_on(servers.rabbitmq.as_mut().unwrap(), &authority, "").await;
     let broker = servers.rabbitmq.as_ref().unwrap();
     the_broker_is_believed_only_as_it_should(broker, &secure, &authority).await;
 
