@@ -150,5 +150,5 @@ pub(crate) const CATALOGUE: [Entry; 93] = [
     suite("C5", "hot key"),
     test("O1", "API during an outage", "live_never_asks_the_database_and_everything_else_says_so_within_a_second_o1"),
     suite("O2", "slow and many clients at the API"),
-    nobody("O3", "reload with a bad configuration", NOT_BUILT),
+    test("O3", "reload with a bad configuration", "a_bad_configuration_is_not_taken_over_and_the_error_is_shown_o3"),
 ];

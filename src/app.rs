@@ -4,6 +4,8 @@
 //! relay, drains and consumers, each of which waits for the broker by itself. Stop: no new deliveries, work in flight ends, the
 //! relay finishes its round, the listeners close.
 
+mod renewal;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +16,9 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::admin::{self, AdminState, ConsumerInfo};
-use crate::broker::{Link, Publisher, Purpose, Topology};
-use crate::config::{Config, Role};
-use crate::db::{self, Pool};
+use crate::broker::{Link, Publisher, Topology};
+use crate::config::Config;
+use crate::db::{self, Listener, Pool};
 use crate::health::{Check, Health};
 use crate::outbox::{Handover, Relay, RelaySettings};
 use crate::replay::edit::Rules;
@@ -26,6 +28,9 @@ use crate::runtime::{
     ABORT_MARGIN, AnyConsumer, Pauses, Share, Shared, egress_topology, fixed_topology, run_consumer, run_drain,
 };
 use crate::telemetry::{self, MetricsHandle};
+use renewal::Ways;
+
+pub use renewal::RenewError;
 
 /// How often the database is asked whether it is there.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -53,7 +58,7 @@ pub struct App {
     /// Its condition.
     pub health: Arc<Health>,
     stops: Stops,
-    links: [Arc<Link>; 2],
+    ways: Ways,
     intake: JoinSet<()>,
     relay: JoinSet<()>,
     service: JoinSet<()>,
@@ -88,13 +93,12 @@ impl App {
         let stops = Stops::default();
         let pauses = Pauses::default();
         let handover = Handover::default();
-        let link = |purpose| Arc::new(Link::new(config.broker.clone(), purpose, health.clone()));
-        let links = [link(Purpose::Consume), link(Purpose::Publish)];
-        let admin_pool = config.database.pool(Role::Admin)?;
+        let (ways, listener) = Ways::open(config, &health)?;
+        let admin_pool = ways.admin.clone();
 
         let mut service = JoinSet::new();
-        let loads = Arc::new(loads(config, &consumers, admin_pool.clone(), &links[0]));
-        let state = admin_state(config, &consumers, admin_pool.clone(), (&health, &pauses, &handover, &loads));
+        let loads = Arc::new(loads(config, &consumers, admin_pool.clone(), &ways.consume));
+        let state = admin_state(config, &consumers, &ways, (&health, &pauses, &handover, &loads));
         let addresses = serve(config, state, metrics, (&mut service, &stops.service)).await?;
         service.spawn(watch_database(admin_pool.clone(), health.clone(), stops.service.clone()));
         let every = config.runtime.look_for_pauses;
@@ -108,9 +112,9 @@ impl App {
 
         let shared = Shared {
             settings: Arc::new(config.runtime.clone()),
-            link: links[0].clone(),
-            retries: Arc::new(Publisher::new(links[1].clone(), Topology::default())),
-            pool: config.database.pool(Role::Consumers)?,
+            link: ways.consume.clone(),
+            retries: Arc::new(Publisher::new(ways.publish.clone(), Topology::default())),
+            pool: ways.consumers.clone(),
             outbox: handover.clone(),
             health: health.clone(),
             pauses,
@@ -118,11 +122,12 @@ impl App {
             stop: stops.intake.clone(),
             abort: stops.abort.clone(),
         };
-        let intake = start_intake(config, consumers, &shared, &links[1]);
-        let relay = start_relay(config, links[1].clone(), handover, (&health, &stops.relay))?;
+        let intake = start_intake(config, consumers, &shared, &ways.publish);
+        let relay = start_relay(config, (&ways, listener), handover, (&health, &stops.relay));
         let drain_within = config.runtime.drain_within;
         let (admin, metrics) = addresses;
-        Ok(Self { admin, metrics, health, stops, links, intake, relay, service, drain_within })
+        telemetry::config_reload(true);
+        Ok(Self { admin, metrics, health, stops, ways, intake, relay, service, drain_within })
     }
 
     /// Drains and stops. Returns whether everything ended within its time.
@@ -134,7 +139,7 @@ impl App {
         self.stops.abort.cancel();
         self.stops.relay.cancel();
         clean &= ended_within(&mut self.relay, ABORT_MARGIN).await;
-        for link in &self.links {
+        for link in [&self.ways.consume, &self.ways.publish] {
             link.close().await;
         }
         self.stops.service.cancel();
@@ -184,17 +189,17 @@ fn expect_checks(health: &Health, consumers: &[Arc<dyn AnyConsumer>]) {
 fn admin_state(
     config: &Config,
     consumers: &[Arc<dyn AnyConsumer>],
-    pool: Pool,
+    ways: &Ways,
     (health, pauses, handover, loads): (&Arc<Health>, &Pauses, &Handover, &Arc<Loads>),
 ) -> AdminState {
     let info = |c: &Arc<dyn AnyConsumer>| ConsumerInfo { name: c.name(), reads: c.reads(), publishes: c.publishes() };
     AdminState {
-        pool,
+        pool: ways.admin.clone(),
         begin_within: admin::BEGIN_WITHIN,
         health: health.clone(),
         consumers: consumers.iter().map(info).collect(),
         prefix: config.runtime.names.prefix().to_owned(),
-        token: config.admin.token.clone(),
+        token: ways.token.clone(),
         paused_changed: pauses.bell(),
         outbox_wakeup: handover.bell(),
         second_person_above: config.admin.second_person_above,
@@ -366,21 +371,21 @@ async fn schema_and_pauses_known(shared: &Shared) -> bool {
 
 fn start_relay(
     config: &Config,
-    link: Arc<Link>,
+    (ways, listener): (&Ways, Listener),
     handover: Handover,
     (health, stop): (&Arc<Health>, &CancellationToken),
-) -> Result<JoinSet<()>, StartError> {
+) -> JoinSet<()> {
     let names = &config.runtime.names;
     let settings = RelaySettings {
         egress: names.egress(),
         unroutable: config.unroutable.clone(),
         holder: Uuid::now_v7().to_string(),
     };
-    let publisher = Publisher::new(link, egress_topology(names));
+    let publisher = Publisher::new(ways.publish.clone(), egress_topology(names));
     let bell = handover.bell();
-    let relay = Relay::new(settings, config.database.pool(Role::Relay)?, publisher, handover, health.clone());
+    let relay = Relay::new(settings, ways.relay.clone(), publisher, handover, health.clone());
     let mut tasks = JoinSet::new();
-    tasks.spawn(config.database.listener()?.run(bell, stop.clone()));
+    tasks.spawn(listener.run(bell, stop.clone()));
     tasks.spawn(relay.run(stop.clone()));
-    Ok(tasks)
+    tasks
 }

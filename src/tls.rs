@@ -6,6 +6,7 @@
 use std::error::Error as StdError;
 use std::sync::{Arc, OnceLock};
 
+use aws_lc_rs::digest::{Context, SHA256};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -42,6 +43,8 @@ pub struct Identity<'a> {
 pub struct Tls {
     is_configured: bool,
     shows_certificate: bool,
+    /// Of the files that were given: tells whether others are the same.
+    fingerprint: [u8; 32],
     /// Made at once from what was given, and at the first use where nothing was.
     client: Arc<OnceLock<Arc<ClientConfig>>>,
 }
@@ -63,7 +66,8 @@ impl Tls {
         }
         let roots = authorities.map_or_else(of_this_system, given)?;
         let client = Arc::new(OnceLock::from(Arc::new(client(roots, identity)?)));
-        Ok(Self { is_configured: true, shows_certificate: identity.is_some(), client })
+        let fingerprint = fingerprint(authorities, identity);
+        Ok(Self { is_configured: true, shows_certificate: identity.is_some(), fingerprint, client })
     }
 
     /// Whether files were given: then a connection without TLS is a mistake.
@@ -76,6 +80,11 @@ impl Tls {
         self.shows_certificate
     }
 
+    /// Whether the other was made from the same files.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (self.is_configured, self.fingerprint) == (other.is_configured, other.fingerprint)
+    }
+
     /// For either client library.
     pub(crate) fn client(&self) -> Result<Arc<ClientConfig>, TlsError> {
         if let Some(client) = self.client.get() {
@@ -84,6 +93,18 @@ impl Tls {
         let made = Arc::new(client(of_this_system()?, None)?);
         Ok(Arc::clone(self.client.get_or_init(|| made)))
     }
+}
+
+fn fingerprint(authorities: Option<&str>, identity: Option<Identity<'_>>) -> [u8; 32] {
+    let mut hash = Context::new(&SHA256);
+    for part in [authorities, identity.map(|own| own.certificate), identity.map(|own| own.key)] {
+        // PEM has no NUL, so nothing can pass from one part to the next.
+        hash.update(part.unwrap_or_default().as_bytes());
+        hash.update(&[0]);
+    }
+    let mut fingerprint = [0; 32];
+    fingerprint.copy_from_slice(hash.finish().as_ref());
+    fingerprint
 }
 
 fn client(roots: RootCertStore, identity: Option<Identity<'_>>) -> Result<ClientConfig, TlsError> {

@@ -5,6 +5,7 @@
 //! everything else has a deadline and says so.
 
 mod api;
+mod configured;
 mod connections;
 mod guard;
 mod health;
@@ -18,6 +19,7 @@ mod tokens;
 pub mod wire;
 
 pub use api::openapi;
+pub use configured::ConfiguredToken;
 pub use listen::{ListenError, bind_admin, bind_metrics};
 pub use sampler::sample;
 pub use serve::{serve_admin, serve_metrics};

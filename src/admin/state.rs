@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use secrecy::SecretString;
 use tokio::sync::Notify;
 
+use super::configured::ConfiguredToken;
 use super::problem::Problem;
 use crate::db::{Commit, DbError, Pool, Tx};
 use crate::health::{Check, Health};
@@ -47,7 +47,7 @@ pub struct AdminState {
     /// First part of every exchange's and queue's name.
     pub prefix: String,
     /// Who may use the API; anybody on this machine where absent.
-    pub token: Option<SecretString>,
+    pub token: ConfiguredToken,
     /// Told after a consumer was paused or resumed.
     pub paused_changed: Arc<Notify>,
     /// Told after rows were put into the outbox.

@@ -120,6 +120,12 @@ impl BrokerError {
         self.reply_code() == Some(403)
     }
 
+    /// We don't trust the broker, or it doesn't let us in: login (403), way of logging in (503) or virtual host (530). No waiting
+    /// mends that.
+    pub fn is_about_who_we_are(&self) -> bool {
+        matches!(self.kind, Kind::Insecure(_) | Kind::Settings(_)) || matches!(self.reply_code(), Some(403 | 503 | 530))
+    }
+
     /// The broker doesn't know what was asked for (503), such as an exchange type whose plugin is off.
     pub(super) fn is_command_invalid(&self) -> bool {
         self.reply_code() == Some(503)

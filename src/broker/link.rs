@@ -5,7 +5,7 @@
 //! it for a channel, and ask again when theirs died. Publishing and consuming use a link each: a blocked connection stops acks
 //! and heartbeats too (§1.4).
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -22,6 +22,7 @@ use super::settings::{Login, Settings};
 use crate::health::{Check, Health};
 use crate::pacing::Pacing;
 use crate::telemetry;
+use crate::tls::Tls;
 
 /// Longest wait for TCP, TLS and the AMQP handshake: a peer that accepts and stays silent must not hold us.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -49,7 +50,8 @@ impl Purpose {
 
 /// A connection that comes back.
 pub struct Link {
-    settings: Settings,
+    /// A reload may replace them; what connects next follows.
+    settings: RwLock<Arc<Settings>>,
     purpose: Purpose,
     health: Arc<Health>,
     current: Mutex<Option<Connection>>,
@@ -64,18 +66,28 @@ impl std::fmt::Debug for Link {
 impl Link {
     /// A link that is not connected yet.
     pub fn new(settings: Settings, purpose: Purpose, health: Arc<Health>) -> Self {
-        Self { settings, purpose, health, current: Mutex::new(None) }
+        Self { settings: RwLock::new(Arc::new(settings)), purpose, health, current: Mutex::new(None) }
     }
 
     /// A link of its own to the same broker, for what may cost the connection.
     #[must_use]
     pub fn beside(&self) -> Self {
-        Self::new(self.settings.clone(), self.purpose, Arc::new(Health::default()))
+        Self::new(Settings::clone(&self.settings()), self.purpose, Arc::new(Health::default()))
     }
 
     /// Whether what is missing is declared, or only looked for.
     pub fn declares(&self) -> bool {
-        self.settings.declare
+        self.settings().declare
+    }
+
+    /// Connects with these settings from now on. A connection that stands goes on: closing it would only have its deliveries made
+    /// again.
+    pub fn renew(&self, settings: Settings) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+    }
+
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until the broker can be reached. False when `stop` came first.
@@ -130,39 +142,9 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<Connection, BrokerError> {
-        let uri = self.settings.uri().map_err(BrokerError::settings)?;
-        let name = format!("{} {}", self.settings.name, self.purpose.as_str());
-        let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let login = Login::of(&self.settings, &uri);
-        let place = format!("{}:{}", uri.authority.host, uri.authority.port);
-        let connecting = async {
-            match uri.scheme {
-                AMQPScheme::AMQP => Connection::connect_uri(uri, properties).await,
-                AMQPScheme::AMQPS => self.connect_with_tls(uri, properties).await,
-            }
-        };
-        let connection =
-            bounded("connect", CONNECT_WITHIN, connecting).await.map_err(|e| e.explained(&place, login))?;
+        let connection = connect(&self.settings(), self.purpose).await?;
         self.watch_events(&connection);
         Ok(connection)
-    }
-
-    /// By our own trust; the client library's own way would always trust this system's authorities too.
-    async fn connect_with_tls(&self, uri: AMQPUri, properties: ConnectionProperties) -> lapin::Result<Connection> {
-        let tls = RustlsConnector::from(self.settings.tls.client().map_err(std::io::Error::other)?);
-        let runtime = lapin::runtime::default_runtime()?;
-        Connection::connector(
-            uri,
-            runtime,
-            async move |uri, runtime| {
-                let host = uri.authority.host;
-                let addresses = runtime.to_socket_addrs((host.clone(), uri.authority.port));
-                let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
-                Ok(stream.into_rustls(&tls, &host).await?)
-            },
-            properties,
-        )
-        .await
     }
 
     /// Ends by itself when the connection is dropped. The listener is no broadcast: exactly one per connection.
@@ -191,10 +173,7 @@ impl Link {
     /// Closes the connection; running channels end.
     pub async fn close(&self) {
         if let Some(connection) = self.current.lock().await.take() {
-            let closing = connection.close(200, "bye".into());
-            if let Err(error) = bounded("close", ANSWER_WITHIN, closing).await {
-                tracing::debug!(%error, "the connection was gone before it was closed");
-            }
+            close(&connection).await;
         }
     }
 
@@ -206,16 +185,66 @@ impl Link {
         telemetry::broker_connected(self.purpose.as_str(), true);
         if self.health.set(&self.check_name(), Check::Ok) {
             let purpose = self.purpose.as_str();
-            info!(purpose, address = self.settings.address(), "broker connected for {purpose}");
+            info!(purpose, address = self.settings().address(), "broker connected for {purpose}");
         }
     }
 
     fn report_down(&self, error: &BrokerError) {
         telemetry::broker_connected(self.purpose.as_str(), false);
-        let waiting = Check::Waiting(format!("{error}; trying {} again", self.settings.address()));
+        let waiting = Check::Waiting(format!("{error}; trying {} again", self.settings().address()));
         if self.health.set(&self.check_name(), waiting) {
-            warn!(purpose = self.purpose.as_str(), %error, "waiting for the broker at {}: {error}", self.settings.address());
+            warn!(purpose = self.purpose.as_str(), %error, "waiting for the broker at {}: {error}", self.settings().address());
         }
+    }
+}
+
+/// Whether the broker lets us in with these settings; the connection is closed at once.
+///
+/// # Errors
+/// Why not.
+pub async fn knock(settings: &Settings) -> Result<(), BrokerError> {
+    let connection = connect(settings, Purpose::Publish).await?;
+    close(&connection).await;
+    Ok(())
+}
+
+async fn connect(settings: &Settings, purpose: Purpose) -> Result<Connection, BrokerError> {
+    let uri = settings.uri().map_err(BrokerError::settings)?;
+    let name = format!("{} {}", settings.name, purpose.as_str());
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let (place, login) = (format!("{}:{}", uri.authority.host, uri.authority.port), Login::of(settings, &uri));
+    let connecting = async {
+        match uri.scheme {
+            AMQPScheme::AMQP => Connection::connect_uri(uri, properties).await,
+            AMQPScheme::AMQPS => connect_with_tls(&settings.tls, uri, properties).await,
+        }
+    };
+    let connected = bounded("connect", CONNECT_WITHIN, connecting).await;
+    connected.map_err(|error| error.explained(&place, login))
+}
+
+/// By our own trust; the client library's own way would always trust this system's authorities too.
+async fn connect_with_tls(tls: &Tls, uri: AMQPUri, properties: ConnectionProperties) -> lapin::Result<Connection> {
+    let tls = RustlsConnector::from(tls.client().map_err(std::io::Error::other)?);
+    let runtime = lapin::runtime::default_runtime()?;
+    Connection::connector(
+        uri,
+        runtime,
+        async move |uri, runtime| {
+            let host = uri.authority.host;
+            let addresses = runtime.to_socket_addrs((host.clone(), uri.authority.port));
+            let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+            Ok(stream.into_rustls(&tls, &host).await?)
+        },
+        properties,
+    )
+    .await
+}
+
+async fn close(connection: &Connection) {
+    let closing = connection.close(200, "bye".into());
+    if let Err(error) = bounded("close", ANSWER_WITHIN, closing).await {
+        tracing::debug!(%error, "the connection was gone before it was closed");
     }
 }
 

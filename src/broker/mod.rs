@@ -16,7 +16,7 @@ pub use consume::{Delivery, Subscription, queue_depths};
 pub use declare::{Binding, ExchangeBinding, ExchangeSpec, QueueKind, QueueSpec, Topology};
 pub use error::BrokerError;
 pub use intake::{Intake, Resize};
-pub use link::{Link, Purpose};
+pub use link::{Link, Purpose, knock};
 pub(crate) use publish::REPLAY_ID;
 pub use publish::{Fate, Outgoing, PublishError, Publisher, publish_once};
 pub use rearrange::{QueueState, delete_exchange, delete_queues, queue_states, unbind};

@@ -66,6 +66,13 @@ impl Settings {
         self.uri().map_or_else(|_| "/".to_owned(), |uri| uri.vhost)
     }
 
+    /// Whether connections of these and of the other settings can't be told apart.
+    pub fn is_same_way(&self, other: &Self) -> bool {
+        self.url.expose_secret() == other.url.expose_secret()
+            && (self.allow_plaintext, self.heartbeat) == (other.allow_plaintext, other.heartbeat)
+            && self.tls.is_same(&other.tls)
+    }
+
     pub(super) fn uri(&self) -> Result<AMQPUri, SettingsError> {
         let mut uri = parse(self.url.expose_secret())?;
         let host = &uri.authority.host;

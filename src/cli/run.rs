@@ -1,7 +1,10 @@
 //! `onceflow run`: the service.
 
+mod reload;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::reload::Reloader;
 use super::context::Context;
 use super::exit::{Ending, Exit, Failure};
 use crate::app::{App, StartError};
@@ -12,17 +15,29 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   ONCEFLOW_AMQP_URL=amqp://… ONCEFLOW_DATABASE_URL=postgres://… onceflow run
   onceflow run --config /etc/onceflow/onceflow.toml
+  kill -HUP PID                             after a password, token or certificate was renewed
 
 Waits for broker, database and schema, and says for what. SIGTERM or Ctrl-C drains: no new deliveries, what is in
-flight ends, the rest goes back to the broker. A second signal ends at once.";
+flight ends, the rest goes back to the broker. A second signal ends at once.
+
+SIGHUP reads the configuration and its files again: URLs with their passwords, certificates, admin token and log level are
+taken over without a restart; what else differs is named. What is wrong, or refused by a server, leaves all as it was.";
 
 pub(super) async fn run(context: &Context) -> Ending {
     let config = context.load_config()?;
-    logs::init(&context.log_level(&config.log.level), config.log.form)
+    let level = logs::init(&context.log_level(&config.log.level), config.log.form)
         .map_err(|e| Failure::new(Exit::Configuration, "log.level").because(e))?;
     let mut signals = Signals::listen()?;
-    let app = App::start(&config, domains::consumers()).await.map_err(not_started)?;
-    signals.next().await;
+    let mut reloader = Reloader::new(context, config, level)?;
+    let app = App::start(reloader.running(), domains::consumers()).await.map_err(not_started)?;
+    tokio::select! {
+        () = signals.next() => {}
+        () = reloader.until_hung_up(&app) => {}
+    }
+    drain(app, &mut signals).await
+}
+
+async fn drain(app: App, signals: &mut Signals) -> Ending {
     tokio::select! {
         clean = app.stop() => if clean { Ok(Exit::Ok) } else {
             Err(Failure::new(Exit::Failed, "the drain took too long")
@@ -43,6 +58,10 @@ fn not_started(error: StartError) -> Failure {
     Failure::new(exit, "the service can't start").because(error).or_try("onceflow check")
 }
 
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|e| Failure::new(Exit::Failed, "can't listen for signals").because(e))
+}
+
 /// SIGTERM of an orchestrator and Ctrl-C of a person mean the same.
 struct Signals {
     terminate: Signal,
@@ -51,11 +70,7 @@ struct Signals {
 
 impl Signals {
     fn listen() -> Result<Self, Failure> {
-        let failed = |e| Failure::new(Exit::Failed, "can't listen for signals").because(e);
-        Ok(Self {
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-        })
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
     async fn next(&mut self) {

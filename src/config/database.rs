@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::reader::Reader;
 use super::tls;
-use crate::db::{Listener, Pool, Settings, SettingsError};
+use crate::db::{self, Access, DbError, Listener, Pool, Settings, SettingsError};
 use crate::tls::Tls;
 
 /// How to reach PostgreSQL. Each part of the program has a pool of its own, so that none can starve another.
@@ -33,6 +33,8 @@ pub enum Role {
 
 /// Connections of the relay: it reads, removes and renews its leases at the same time.
 const RELAY_CONNECTIONS: usize = 3;
+/// What the listener calls itself.
+const LISTENER: &str = "onceflow listener";
 /// Connections of the API.
 const ADMIN_CONNECTIONS: usize = 4;
 
@@ -42,12 +44,7 @@ impl DatabaseSettings {
     /// # Errors
     /// When the URL can't be used as it is.
     pub fn pool(&self, role: Role) -> Result<Pool, SettingsError> {
-        let (name, max_connections) = match role {
-            Role::Consumers => ("onceflow consumers", self.max_connections),
-            Role::Relay => ("onceflow relay", RELAY_CONNECTIONS),
-            Role::Admin => ("onceflow admin", ADMIN_CONNECTIONS),
-        };
-        Pool::new(&self.settings(name, max_connections))
+        Pool::new(&self.settings_of(role))
     }
 
     /// Hears of rows that others write into the outbox, on one connection beside the pools.
@@ -55,7 +52,51 @@ impl DatabaseSettings {
     /// # Errors
     /// When the URL can't be used as it is.
     pub fn listener(&self) -> Result<Listener, SettingsError> {
-        Listener::new(&self.settings("onceflow listener", 1))
+        Listener::new(&self.settings(LISTENER, 1))
+    }
+
+    /// Lets the pool of a role go the way that is said here.
+    ///
+    /// # Errors
+    /// When the URL can't be used as it is; then the pool stays as it was.
+    pub fn renew(&self, role: Role, pool: &Pool) -> Result<(), SettingsError> {
+        pool.renew(&self.settings_of(role))
+    }
+
+    /// Lets the listener go the way that is said here.
+    ///
+    /// # Errors
+    /// When the URL can't be used as it is; then it stays as it was.
+    pub fn renew_listener(&self, listener: &Access) -> Result<(), SettingsError> {
+        listener.renew(&self.settings(LISTENER, 1))
+    }
+
+    /// Whether the server lets us in.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn knock(&self) -> Result<(), DbError> {
+        db::knock(&self.settings_of(Role::Admin)).await
+    }
+
+    /// Whether URL and TLS are those of the other.
+    pub fn is_same_way(&self, other: &Self) -> bool {
+        self.settings_of(Role::Admin).is_same_way(&other.settings_of(Role::Admin))
+    }
+
+    /// These settings with URL and TLS of `next`; `None` where that leads to another database.
+    pub(super) fn going_the_way_of(&self, next: &Self) -> Option<Self> {
+        let target = |settings: &Self| settings.settings_of(Role::Admin).target().ok();
+        let Self { url, allow_plaintext, tls, .. } = next.clone();
+        (target(self)? == target(next)?).then(|| Self { url, allow_plaintext, tls, ..self.clone() })
+    }
+
+    fn settings_of(&self, role: Role) -> Settings {
+        match role {
+            Role::Consumers => self.settings("onceflow consumers", self.max_connections),
+            Role::Relay => self.settings("onceflow relay", RELAY_CONNECTIONS),
+            Role::Admin => self.settings("onceflow admin", ADMIN_CONNECTIONS),
+        }
     }
 
     fn settings(&self, name: &str, max_connections: usize) -> Settings {

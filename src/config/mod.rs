@@ -19,16 +19,19 @@ mod broker;
 mod database;
 mod environment;
 mod reader;
+mod renewal;
 mod retention;
 mod runtime;
 mod tls;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use admin::{AdminSettings, LogSettings};
 pub use database::{DatabaseSettings, Role};
 pub use environment::variable;
 pub use reader::{ConfigErrors, Problem};
+pub use renewal::Renewed;
 
 use crate::broker::Settings as BrokerSettings;
 use crate::outbox::Unroutable;
@@ -62,6 +65,8 @@ pub struct Config {
     pub admin: AdminSettings,
     /// Logs.
     pub log: LogSettings,
+    /// What was given for each key that waits for a restart, hashed.
+    given: BTreeMap<String, u64>,
 }
 
 /// Reads and checks the configuration; `consumers` are the names that this build knows.
@@ -71,7 +76,7 @@ pub struct Config {
 pub fn load(path: Option<&Path>, consumers: &[&str]) -> Result<Config, ConfigErrors> {
     let file = path.map(Path::to_path_buf).or_else(|| PLACES.iter().map(PathBuf::from).find(|p| p.is_file()));
     let mut reader = Reader::open(file.as_deref())?;
-    let config = Config {
+    let mut config = Config {
         broker: broker::read(&mut reader),
         database: database::read(&mut reader),
         runtime: runtime::read(&mut reader),
@@ -81,10 +86,11 @@ pub fn load(path: Option<&Path>, consumers: &[&str]) -> Result<Config, ConfigErr
         retention: retention::read(&mut reader),
         admin: admin::read(&mut reader),
         log: admin::read_log(&mut reader),
+        given: BTreeMap::new(),
         file,
     };
     check_connections(&mut reader, &config);
-    reader.finish()?;
+    config.given = renewal::what_waits(reader.finish()?);
     Ok(config)
 }
 

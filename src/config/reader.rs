@@ -1,6 +1,7 @@
 //! Reads keys one by one, remembers every problem and every key that was asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher as _;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use figment::Figment;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
+use foldhash::fast::FixedState;
 use jiff::SignedDuration;
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
@@ -210,8 +212,9 @@ impl Reader {
         self.problems.push(Problem { place, key: key.to_owned(), what });
     }
 
-    /// Reports all problems, keys that nobody asked for included.
-    pub(super) fn finish(mut self) -> Result<(), ConfigErrors> {
+    /// What was given for each key, hashed: enough to see what another reading has changed. Or all problems, keys that nobody asked
+    /// for included.
+    pub(super) fn finish(mut self) -> Result<BTreeMap<String, u64>, ConfigErrors> {
         let mut given = BTreeSet::new();
         if let Ok(dict) = self.file.extract::<Dict>() {
             flatten("", &dict, &self.asked, &mut given);
@@ -225,7 +228,16 @@ impl Reader {
             );
             self.problem(&key, format!("there is no such key: {hint}"));
         }
-        if self.problems.is_empty() { Ok(()) } else { Err(ConfigErrors(self.problems)) }
+        if self.problems.is_empty() { Ok(self.given()) } else { Err(ConfigErrors(self.problems)) }
+    }
+
+    fn given(&self) -> BTreeMap<String, u64> {
+        let text = |key: &str| match self.environment.get(key) {
+            Some((_, text)) => Some(text.clone()),
+            None => self.file_value(key).and_then(|value| serde_json::to_string(&value).ok()),
+        };
+        let hashed = |key: &String| Some((key.clone(), FixedState::default().hash_one(text(key)?)));
+        self.asked.iter().filter_map(hashed).collect()
     }
 
     fn file_value(&self, key: &str) -> Option<Value> {

@@ -64,6 +64,11 @@ impl DbError {
         Self { kind, doing: "connect" }
     }
 
+    /// Settings that can't be used, of a connection that was only tried.
+    pub(super) fn settings(error: super::SettingsError) -> Self {
+        Self { kind: Kind::Insecure(error.to_string()), doing: "connect" }
+    }
+
     pub(super) fn silent(doing: &'static str, waited: Duration) -> Self {
         Self { kind: Kind::Silent(waited), doing }
     }
@@ -93,6 +98,12 @@ impl DbError {
     /// Whether the same work may succeed later without anybody changing the data.
     pub fn is_transient(&self) -> bool {
         matches!(self.class(), Class::Contention | Class::Timeout | Class::Outage)
+    }
+
+    /// We don't trust the server, or it doesn't let us in: login (28) or database (3D). No waiting mends that.
+    pub fn is_about_who_we_are(&self) -> bool {
+        let refused = |state: &str| state.starts_with("28") || state.starts_with("3D");
+        matches!(self.kind, Kind::Insecure(_)) || self.sqlstate().is_some_and(refused)
     }
 
     /// The five characters of the SQLSTATE, where the server sent one.

@@ -10,14 +10,13 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use tokio::sync::Notify;
-use tokio_postgres::config::SslMode;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket};
-use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
+use super::access::Access;
 use super::error::DbError;
-use super::pool::{CONNECT_WITHIN, Settings, SettingsError, client_config, connector, place_of};
+use super::pool::{CONNECT_WITHIN, Settings, SettingsError, place_of};
 use crate::pacing::Pacing;
 
 /// Rows for the outbox from somebody who hands nothing over; the trigger that says so is in the migrations.
@@ -27,8 +26,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Hears of rows that others write into the outbox.
 pub struct Listener {
-    config: Config,
-    tls: Option<MakeRustlsConnect>,
+    access: Access,
 }
 
 impl std::fmt::Debug for Listener {
@@ -43,19 +41,26 @@ impl Listener {
     /// # Errors
     /// When the URL can't be used as it is.
     pub fn new(settings: &Settings) -> Result<Self, SettingsError> {
-        let config = client_config(settings)?;
-        let plain = config.get_ssl_mode() == SslMode::Disable;
-        let tls = if plain { None } else { Some(connector(&settings.tls)?) };
-        Ok(Self { config, tls })
+        Ok(Self { access: Access::new(settings)? })
+    }
+
+    /// Renews the way to the database; it then connects anew.
+    pub fn access(&self) -> Access {
+        self.access.clone()
     }
 
     /// Rings the bell at each notification until `stop`, and whenever it listens anew: nobody knows what was missed.
     pub async fn run(self, bell: Arc<Notify>, stop: CancellationToken) {
         let mut pacing = Pacing::reconnect();
+        let mut changes = self.access.changes();
         let for_ever = async {
             loop {
                 let mut listened = false;
-                let Err(error) = self.listen(&bell, &mut listened).await;
+                let Err(error) = tokio::select! {
+                    ended = self.listen(&bell, &mut listened) => ended,
+                    // The sender lives in the access that we hold.
+                    _ = changes.changed() => continue,
+                };
                 if listened {
                     pacing.reset();
                     tracing::info!(%error, "not listening for rows of others: {error}; they are found a little later");
@@ -67,9 +72,10 @@ impl Listener {
     }
 
     async fn listen(&self, bell: &Notify, listened: &mut bool) -> Result<std::convert::Infallible, DbError> {
-        match &self.tls {
-            Some(tls) => listen_on(connect(&self.config, tls.clone()).await?, bell, listened).await,
-            None => listen_on(connect(&self.config, NoTls).await?, bell, listened).await,
+        let way = self.access.now();
+        match &way.tls {
+            Some(tls) => listen_on(connect(&way.config, tls.clone()).await?, bell, listened).await,
+            None => listen_on(connect(&way.config, NoTls).await?, bell, listened).await,
         }
     }
 }

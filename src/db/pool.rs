@@ -4,13 +4,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, RecyclingMethod, Runtime};
+use deadpool_postgres::{Connect as _, Hook, HookError, Manager, ManagerConfig, Object, RecyclingMethod, Runtime};
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
+use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, Host, SslMode};
-use tokio_postgres::{Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::access::Access;
 use super::error::DbError;
 use super::tx::Tx;
 use crate::tls::{Tls, TlsError};
@@ -39,6 +40,25 @@ const WAIT_WITHIN: Duration = Duration::from_secs(5);
 /// The server's own timeout fires first; this is for a server that no longer answers at all.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 
+impl Settings {
+    /// Hosts, ports and database: what transactions of one process must agree on.
+    ///
+    /// # Errors
+    /// When the URL can't be used as it is.
+    pub fn target(&self) -> Result<String, SettingsError> {
+        let config = client_config(self)?;
+        let database = config.get_dbname().or(config.get_user()).unwrap_or_default();
+        Ok(format!("{}/{database}", place_of(&config)))
+    }
+
+    /// Whether connections of these and of the other settings can't be told apart.
+    pub fn is_same_way(&self, other: &Self) -> bool {
+        self.url.expose_secret() == other.url.expose_secret()
+            && self.allow_plaintext == other.allow_plaintext
+            && self.tls.is_same(&other.tls)
+    }
+}
+
 /// A URL that can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -63,8 +83,7 @@ pub enum SettingsError {
 pub struct Pool {
     inner: deadpool_postgres::Pool,
     answer_within: Duration,
-    /// Hosts and ports, for messages.
-    place: Arc<str>,
+    access: Access,
 }
 
 impl Pool {
@@ -73,24 +92,36 @@ impl Pool {
     /// # Errors
     /// When the URL can't be used as it is.
     pub fn new(settings: &Settings) -> Result<Self, SettingsError> {
-        let config = client_config(settings)?;
-        let place = place_of(&config);
+        let access = Access::new(settings)?;
         // Every transaction cleans the session itself, in the round trip of its BEGIN.
         let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = if config.get_ssl_mode() == SslMode::Disable {
-            Manager::from_config(config, NoTls, manager_config)
-        } else {
-            Manager::from_config(config, connector(&settings.tls)?, manager_config)
-        };
+        let manager = Manager::from_connect(access.now().config.clone(), access.clone(), manager_config);
+        let current = access.clone();
+        let of_another_way = Hook::sync_fn(move |_, metrics| {
+            let stays = metrics.created >= current.now().since;
+            if stays { Ok(()) } else { Err(HookError::message("the way to the database is another one now")) }
+        });
         let inner = deadpool_postgres::Pool::builder(manager)
             .max_size(settings.max_connections)
+            .pre_recycle(of_another_way)
             .wait_timeout(Some(WAIT_WITHIN))
             .create_timeout(Some(CONNECT_WITHIN))
             .recycle_timeout(Some(CONNECT_WITHIN))
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|e| SettingsError::Malformed(e.to_string()))?;
-        Ok(Self { inner, answer_within: settings.statement_timeout + ANSWER_MARGIN, place })
+        Ok(Self { inner, answer_within: settings.statement_timeout + ANSWER_MARGIN, access })
+    }
+
+    /// Connects as these settings say from now on. Connections that are free end at once, those in use when they come back.
+    ///
+    /// # Errors
+    /// When the URL can't be used as it is; then all stays as it was.
+    pub fn renew(&self, settings: &Settings) -> Result<(), SettingsError> {
+        self.access.renew(settings)?;
+        let since = self.access.now().since;
+        drop(self.inner.retain(|_, metrics| metrics.created >= since));
+        Ok(())
     }
 
     /// Starts a transaction.
@@ -113,7 +144,7 @@ impl Pool {
     }
 
     pub(super) async fn connection(&self) -> Result<Object, DbError> {
-        self.inner.get().await.map_err(|e| DbError::pool(&self.place, e))
+        self.inner.get().await.map_err(|e| DbError::pool(&self.access.now().place, e))
     }
 
     /// Connections in use, idle, and allowed.
@@ -126,6 +157,23 @@ impl Pool {
     pub fn close(&self) {
         self.inner.close();
     }
+}
+
+/// Whether the server lets us in with these settings; the connection is closed at once.
+///
+/// # Errors
+/// Why not.
+pub async fn knock(settings: &Settings) -> Result<(), DbError> {
+    let access = Access::new(settings).map_err(DbError::settings)?;
+    let way = access.now();
+    let (client, connection) = match tokio::time::timeout(CONNECT_WITHIN, access.connect(&way.config)).await {
+        Ok(connected) => connected.map_err(|error| DbError::connect(&way.place, error))?,
+        Err(_) => return Err(DbError::silent("connect", CONNECT_WITHIN)),
+    };
+    drop(client);
+    // It says goodbye and ends by itself.
+    let _ended = tokio::time::timeout(CONNECT_WITHIN, connection).await;
+    Ok(())
 }
 
 /// A look at the pool for the metrics.

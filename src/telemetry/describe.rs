@@ -42,6 +42,12 @@ const COUNTERS: &[(&str, &str)] = &[
 
 const GAUGES: &[(&str, Unit, &str)] = &[
     ("onceflow_build_info", Unit::Count, "Always 1; the labels name the build."),
+    ("onceflow_config_last_reload_successful", Unit::Count, "0 after a reload that was refused: the old one runs."),
+    (
+        "onceflow_config_last_reload_success_timestamp_seconds",
+        Unit::Seconds,
+        "When the configuration was last read well.",
+    ),
     ("onceflow_ready", Unit::Count, "1 where a readiness check is met."),
     ("onceflow_messages_in_flight", Unit::Count, "Deliveries being worked on."),
     ("onceflow_consumer_prefetch", Unit::Count, "Most deliveries that may be outstanding."),

@@ -159,6 +159,8 @@ fn register_shared() {
         }
     }
     gauge!("onceflow_broker_unconfirmed_messages", "purpose" => "publish").increment(0.0);
+    gauge!("onceflow_config_last_reload_successful").increment(0.0);
+    gauge!("onceflow_config_last_reload_success_timestamp_seconds").increment(0.0);
     record::outbox(OutboxTotals::default());
     record::pool(PoolTotals::default());
     record::inbox_rows(0.0);

@@ -2,9 +2,9 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, reload};
 
 /// How the log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,11 +27,39 @@ pub struct LevelError {
     why: String,
 }
 
+/// What is logged at the moment; may be changed while it goes on.
+pub struct Level(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl std::fmt::Debug for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Level").finish_non_exhaustive()
+    }
+}
+
+impl Level {
+    /// Logs by this level from now on.
+    ///
+    /// # Errors
+    /// When the level can't be read; then it stays as it was.
+    pub fn set(&self, level: &str) -> Result<(), LevelError> {
+        let filter = filter(level)?;
+        (self.0)(filter).map_err(|error| LevelError { level: level.to_owned(), why: error.to_string() })
+    }
+}
+
+/// Whether a level can be read.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(level: &str) -> Result<(), LevelError> {
+    filter(level).map(drop)
+}
+
 /// Starts logging. A second call in the same process keeps the first set-up.
 ///
 /// # Errors
 /// When the level can't be read.
-pub fn init(level: &str, form: Form) -> Result<(), LevelError> {
+pub fn init(level: &str, form: Form) -> Result<Level, LevelError> {
     let filter = filter(level)?;
     let terminal = std::io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt()
@@ -42,12 +70,16 @@ pub fn init(level: &str, form: Form) -> Result<(), LevelError> {
         .log_internal_errors(false)
         .with_ansi(terminal);
     // The second attempt in a test process is refused; the first set-up serves.
-    let _already_set = match form {
-        Form::Json => lines.json().flatten_event(true).finish().try_init(),
-        Form::Auto if !terminal => lines.json().flatten_event(true).finish().try_init(),
-        Form::Auto | Form::Text => lines.compact().finish().try_init(),
+    let (level, _already_set) = if form == Form::Json || (form == Form::Auto && !terminal) {
+        let lines = lines.json().flatten_event(true).with_filter_reloading();
+        let handle = lines.reload_handle();
+        (Level(Box::new(move |filter| handle.reload(filter))), lines.finish().try_init())
+    } else {
+        let lines = lines.compact().with_filter_reloading();
+        let handle = lines.reload_handle();
+        (Level(Box::new(move |filter| handle.reload(filter))), lines.finish().try_init())
     };
-    Ok(())
+    Ok(level)
 }
 
 /// A bare level is ours; libraries speak from `warn` on. The AMQP client stays silent: what it says as errors are the ends of

@@ -9,6 +9,7 @@ use super::names::{
     self, DEAD_STATES, JOB_STATES, OPERATIONS, OTHER, POOL_STATES, RELAY, RETRY_REASONS, channel_code, dead_reason,
     known,
 };
+use crate::clock;
 
 /// Deliveries that the broker may have outstanding.
 pub fn prefetch(consumer: &str, n: u16) {
@@ -224,6 +225,14 @@ pub fn pruned(table: &'static str, rows: u64) {
 /// Age of the oldest row that will be removed some day, in seconds; 0 without one.
 pub fn oldest_row(table: &'static str, seconds: f64) {
     gauge!("onceflow_retention_oldest_row_age_seconds", "table" => table).set(seconds);
+}
+
+/// The configuration was read, at the start or again; whether what runs is what it says.
+pub fn config_reload(taken_over: bool) {
+    gauge!("onceflow_config_last_reload_successful").set(flag(taken_over));
+    if taken_over {
+        gauge!("onceflow_config_last_reload_success_timestamp_seconds").set(clock::unix_seconds());
+    }
 }
 
 /// Whether a named readiness check is met. Names come from the code, so they are few.

@@ -11,8 +11,8 @@ mod recent;
 pub use hot::{durations_since_start, end_to_end, in_flight, processed, received, settled_since_start};
 pub use install::{InstallError, MetricsHandle, install};
 pub use metrics::{
-    DeadLetters, OutboxTotals, PoolTotals, admin_request, admin_routes, dead_letters, held_events, inbox_rows,
-    oldest_row, outbox, pool, pruned, ready, replay_jobs, replays,
+    DeadLetters, OutboxTotals, PoolTotals, admin_request, admin_routes, config_reload, dead_letters, held_events,
+    inbox_rows, oldest_row, outbox, pool, pruned, ready, replay_jobs, replays,
 };
 pub use metrics::{
     broker_blocked, broker_connected, broker_reconnect, channel_closed, conflict, connected, db_error, db_transaction,

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onceflow::admin::{AdminState, BEGIN_WITHIN, ConsumerInfo, bind_admin, serve_admin, serve_metrics};
+use onceflow::admin::{
+    AdminState, BEGIN_WITHIN, ConfiguredToken, ConsumerInfo, bind_admin, serve_admin, serve_metrics,
+};
 use onceflow::db::{Pool, Settings};
 use onceflow::domains;
 use onceflow::health::{Check, Health};
@@ -48,7 +50,7 @@ impl Door {
             health: health.clone(),
             consumers: domains::consumers().iter().map(|c| info(c.as_ref())).collect(),
             prefix: "flow".to_owned(),
-            token: token.map(Into::into),
+            token: ConfiguredToken::new(token.map(Into::into)),
             paused_changed: Arc::new(Notify::new()),
             outbox_wakeup: wakeup.clone(),
             second_person_above: 0,

@@ -29,6 +29,7 @@ mod partitions;
 mod payment;
 mod publishing;
 mod relay;
+mod reload;
 mod replay;
 mod retention;
 mod rights;

@@ -1,5 +1,6 @@
 //! `onceflow run` in a process of its own, to be killed.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -47,6 +48,14 @@ impl Service {
         Self(child)
     }
 
+    /// Starts the service; its log goes to a file, by the level of its configuration.
+    pub(crate) fn logging(config: &Path, log: &Path, environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_onceflow"));
+        command.arg("run").arg("--config").arg(config).envs(environment.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(log).unwrap());
+        Self(command.kill_on_drop(true).spawn().unwrap())
+    }
+
     /// Waits until it has died by itself.
     pub(crate) async fn died(&mut self, within: Duration) {
         let ended = tokio::time::timeout(within, self.0.wait()).await.expect("the fail point was never reached");
@@ -55,10 +64,14 @@ impl Service {
 
     /// SIGTERM; waits until it has drained and ended.
     pub(crate) async fn stop(mut self) {
-        let pid = self.0.id().unwrap().to_string();
-        let told = Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &pid]).status().await.unwrap();
-        assert!(told.success());
+        self.signal("TERM").await;
         assert!(self.0.wait().await.unwrap().success(), "the drain took too long");
+    }
+
+    pub(crate) async fn signal(&self, name: &str) {
+        let pid = self.0.id().unwrap().to_string();
+        let told = Command::new("sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid]).status().await.unwrap();
+        assert!(told.success());
     }
 
     /// The most memory it has had resident so far, in bytes.

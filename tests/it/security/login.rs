@@ -1,5 +1,8 @@
 //! Login to the broker by certificate instead of a password (SASL EXTERNAL), on a real node.
 
+use std::fs;
+
+use onceflow::config;
 use onceflow::dev::servers::{Options, RabbitMq, Servers};
 use onceflow::runtime::{AnyConsumer, erase};
 use serde_json::json;
@@ -10,6 +13,7 @@ use crate::harness::probe::EVENT;
 use crate::harness::{Probe, Stack, Wishes, project};
 
 const USER: &str = "onceflow-run";
+const NEXT: &str = "onceflow-next";
 /// A login is a certificate and nothing else; the name in it is the user's.
 const BY_CERTIFICATE: &str = "auth_mechanisms.1 = EXTERNAL\nssl_cert_login_from = common_name\n";
 
@@ -38,7 +42,8 @@ async fn a_service_logs_in_to_the_broker_by_its_certificate_and_has_no_password_
     let broker = servers.rabbitmq.as_ref().unwrap();
     add_user(broker, USER).await;
     let url = by_certificate(&secure);
-    let Pair { certificate, key } = authority.user(USER);
+    let shown = authority.user(USER);
+    let Pair { certificate, key } = &shown;
 
     let wishes = Wishes {
         amqp_url: Some(url.clone()),
@@ -55,10 +60,33 @@ async fn a_service_logs_in_to_the_broker_by_its_certificate_and_has_no_password_
     let logins: Vec<&str> = listed.lines().filter(|line| line.contains(USER)).collect();
     let expected = format!("{USER}\tEXTERNAL\ttrue");
     assert!(logins.len() >= 2 && logins.iter().all(|line| **line == expected), "{listed}");
+    a_renewed_certificate_is_shown_at_the_next_connection(&mut stack, (broker, &authority), &shown).await;
     stack.stop().await;
 
     others_are_refused(&url, &secure, &authority).await;
     servers.stop().await.unwrap();
+}
+
+/// Here of another user, so that it shows which one was used; with the old user the broker ends its connections.
+async fn a_renewed_certificate_is_shown_at_the_next_connection(
+    stack: &mut Stack,
+    (broker, authority): (&RabbitMq, &Authority),
+    shown: &Pair,
+) {
+    add_user(broker, NEXT).await;
+    let next = authority.user(NEXT);
+    fs::copy(&next.certificate, &shown.certificate).unwrap();
+    fs::copy(&next.key, &shown.key).unwrap();
+    let read = config::load(Some(stack.config_file()), &["probe"]).unwrap();
+    let renewed = stack.config.renewed(&read);
+    assert!(renewed.waits.is_empty(), "{:?}", renewed.waits);
+    stack.app.as_ref().unwrap().renew(&stack.config, &renewed.config).await.unwrap();
+    stack.config = renewed.config;
+    broker.ctl(&["delete_user", USER]).await.unwrap();
+    stack.publish(EVENT, "2", &json!({"do": "apply", "n": 2})).await;
+    assert_eq!(stack.outcome("2").await, "applied");
+    let listed = broker.ctl(&["list_connections", "user"]).await.unwrap();
+    assert!(listed.contains(NEXT) && !listed.contains(USER), "{listed}");
 }
 
 async fn others_are_refused(url: &str, secure: &SecureBroker, authority: &Authority) {
@@ -69,6 +97,6 @@ async fn others_are_refused(url: &str, secure: &SecureBroker, authority: &Author
     // A certificate of somebody else's authority does not even end the handshake.
     let stranger = Authority::new();
     knock(url, &showing(authority, &stranger.user(USER))).await.unwrap_err();
-    let password = knock(&at(&secure.url, "localhost"), &showing(authority, &authority.user(USER))).await.unwrap_err();
+    let password = knock(&at(&secure.url, "localhost"), &showing(authority, &authority.user(NEXT))).await.unwrap_err();
     assert!(password.contains("add ?auth_mechanism=external"), "a password is no way in: {password}");
 }
