@@ -29,6 +29,7 @@ pub(super) fn message_from(properties: BasicProperties, body: Vec<u8>) -> Messag
         correlation_id: text(properties.correlation_id()),
         timestamp: *properties.timestamp(),
         expiration: text(properties.expiration()),
+        user_id: text(properties.user_id()),
         headers: if properties.headers().is_some() {
             Headers::received(Arc::new(HeadersOf(properties)))
         } else {
@@ -62,8 +63,9 @@ fn seen(value: &AMQPValue) -> Seen<'_> {
     text.map_or_else(|| Seen::Other(json_from(value, 0)), Seen::Text)
 }
 
-/// Takes everything but the body out of the message: nothing is copied.
-pub(super) fn properties_from(message: &mut Message) -> Result<BasicProperties, BrokerError> {
+/// Takes everything but the body out of the message: nothing is copied. The broker refuses another user's name than `user`, so that of
+/// who sent the message first is left out.
+pub(super) fn properties_from(message: &mut Message, user: Option<&str>) -> Result<BasicProperties, BrokerError> {
     let short = |what, value: String| ShortString::try_new(value).map_err(|_| BrokerError::too_long(what));
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
     if let Some(id) = message.message_id.take() {
@@ -86,6 +88,9 @@ pub(super) fn properties_from(message: &mut Message) -> Result<BasicProperties, 
     }
     if let Some(expiration) = message.expiration.take() {
         properties = properties.with_expiration(short("expiration", expiration)?);
+    }
+    if let Some(user) = user {
+        properties = properties.with_user_id(short("user name", user.to_owned())?);
     }
     if !message.headers.is_empty() {
         properties = properties.with_headers(table_from(std::mem::take(&mut message.headers))?);

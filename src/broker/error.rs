@@ -73,6 +73,17 @@ impl BrokerError {
         }
     }
 
+    /// The broker knows us under another name than the one that we say.
+    pub(super) fn of_another_user(self) -> Self {
+        let Kind::Client(error) = &self.kind else { return self };
+        let said = match error.kind() {
+            ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),
+            _ => error.to_string(),
+        };
+        let advice = "name in broker.url the user that we log in as: consumers.*.producers goes by it";
+        Self { doing: self.doing, kind: Kind::Login(format!("{said}; {advice}")) }
+    }
+
     pub(crate) fn ended(doing: &'static str) -> Self {
         Self { doing, kind: Kind::Ended }
     }

@@ -9,10 +9,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::ConfirmSelectOptions;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::tcp::RustlsConnector;
+use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, Event};
+use lapin::{AsyncTcpStream, BasicProperties, Channel, Connection, ConnectionProperties, Event};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -220,7 +221,30 @@ async fn connect(settings: &Settings, purpose: Purpose) -> Result<Connection, Br
         }
     };
     let connected = bounded("connect", CONNECT_WITHIN, connecting).await;
-    connected.map_err(|error| error.explained(&place, login))
+    let connection = connected.map_err(|error| error.explained(&place, login))?;
+    // A broker that is short of memory blocks whoever publishes, and acks must go on.
+    if let Some(user) = settings.signs_as.as_ref().filter(|_| purpose == Purpose::Publish) {
+        check_signature(&connection, user).await?;
+    }
+    Ok(connection)
+}
+
+/// Whether the broker takes a message under this name. Otherwise it would refuse each one, which would be held against the message.
+/// This one goes to a queue that can't be. An end of another kind says nothing of the name: what is wrong shows at the first use.
+async fn check_signature(connection: &Connection, user: &str) -> Result<(), BrokerError> {
+    let name = ShortString::try_new(user.to_owned()).map_err(|_| BrokerError::too_long("user name"))?;
+    let channel = bounded("open a channel", ANSWER_WITHIN, connection.create_channel()).await?;
+    confirm_mode(&channel).await?;
+    let publish = async {
+        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default().with_user_id(name));
+        channel.basic_publish("".into(), "".into(), options, &[], properties).await?.await
+    };
+    match bounded("say who we are", ANSWER_WITHIN, publish).await {
+        Err(error) if error.is_precondition_failed() => return Err(error.of_another_user()),
+        Ok(_) => super::consume::close(&channel).await,
+        Err(error) => tracing::debug!(%error, "whether the broker knows us as {user} could not be seen"),
+    }
+    Ok(())
 }
 
 /// By our own trust; the client library's own way would always trust this system's authorities too.

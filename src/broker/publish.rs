@@ -75,7 +75,7 @@ impl Publisher {
         let mut slot = self.channel.lock().await;
         let channel = self.take_or_open(&mut slot, stop).await?;
         telemetry::unconfirmed(batch.len());
-        let result = publish_on(&channel, batch).await;
+        let result = publish_on(&channel, batch, self.link.settings().signs_as.as_deref()).await;
         telemetry::unconfirmed(0);
         if result.is_ok() {
             *slot = Some(channel);
@@ -129,9 +129,10 @@ fn abandon(channel: Channel) {
     });
 }
 
-async fn publish_on(channel: &Channel, batch: Vec<Outgoing>) -> Result<Vec<Fate>, BrokerError> {
+async fn publish_on(channel: &Channel, batch: Vec<Outgoing>, user: Option<&str>) -> Result<Vec<Fate>, BrokerError> {
     let identities: Vec<String> = batch.iter().map(|outgoing| identity(&outgoing.message)).collect();
-    let (confirmations, returned) = match tokio::time::timeout(CONFIRM_WITHIN, send_and_confirm(channel, batch)).await {
+    let sent = send_and_confirm(channel, batch, user);
+    let (confirmations, returned) = match tokio::time::timeout(CONFIRM_WITHIN, sent).await {
         Ok(result) => result?,
         Err(_) => return Err(BrokerError::silent("await confirms", CONFIRM_WITHIN)),
     };
@@ -150,11 +151,15 @@ async fn publish_on(channel: &Channel, batch: Vec<Outgoing>) -> Result<Vec<Fate>
 
 type Confirmed = (Vec<bool>, Vec<BasicReturnMessage>);
 
-async fn send_and_confirm(channel: &Channel, mut batch: Vec<Outgoing>) -> Result<Confirmed, BrokerError> {
+async fn send_and_confirm(
+    channel: &Channel,
+    mut batch: Vec<Outgoing>,
+    user: Option<&str>,
+) -> Result<Confirmed, BrokerError> {
     let failed = |e| BrokerError::client("publish", e);
     let mut confirms = Vec::with_capacity(batch.len());
     for burst in batch.chunks_mut(BURST) {
-        send(channel, burst, &mut confirms).await?;
+        send(channel, burst, user, &mut confirms).await?;
     }
     crate::failpoint::hit("after_publish");
     let mut acked = Vec::with_capacity(batch.len());
@@ -176,6 +181,7 @@ async fn send_and_confirm(channel: &Channel, mut batch: Vec<Outgoing>) -> Result
 async fn send(
     channel: &Channel,
     burst: &mut [Outgoing],
+    user: Option<&str>,
     confirms: &mut Vec<PublisherConfirm>,
 ) -> Result<(), BrokerError> {
     let failed = |e| BrokerError::client("publish", e);
@@ -183,7 +189,7 @@ async fn send(
     for outgoing in burst {
         let Route { exchange, routing_key } = std::mem::take(&mut outgoing.route);
         let (exchange, key) = (short("exchange", exchange)?, short("routing key", routing_key)?);
-        let properties = properties_from(&mut outgoing.message)?;
+        let properties = properties_from(&mut outgoing.message, user)?;
         let options = BasicPublishOptions { mandatory: true, immediate: false };
         let publish = channel.basic_publish(exchange, key, options, &outgoing.message.body, properties);
         let mut publish = Box::pin(maybe_done(publish));
@@ -254,9 +260,10 @@ const BATCH: usize = 200;
 
 async fn publish_each(link: &Link, messages: &[Outgoing]) -> Result<(), PublishError> {
     let channel = link.channel_now().await?;
+    let settings = link.settings();
     confirm_mode(&channel).await?;
     for batch in messages.chunks(BATCH) {
-        for fate in publish_on(&channel, batch.to_vec()).await? {
+        for fate in publish_on(&channel, batch.to_vec(), settings.signs_as.as_deref()).await? {
             match fate {
                 Fate::Confirmed => {}
                 Fate::Returned(why) => return Err(PublishError::Returned(why)),

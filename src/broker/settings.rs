@@ -25,6 +25,9 @@ pub struct Settings {
     /// Whether what is missing is declared. Without, exchanges and queues are only looked for, which takes no permission, and
     /// bindings are taken to be there.
     pub declare: bool,
+    /// The user whose name, which the broker checks, stands on every message that we publish; `None` for no name. It must be the
+    /// one that we log in as.
+    pub signs_as: Option<String>,
 }
 
 /// A URL that can't be used.
@@ -64,6 +67,14 @@ impl Settings {
     /// The virtual host.
     pub fn vhost(&self) -> String {
         self.uri().map_or_else(|_| "/".to_owned(), |uri| uri.vhost)
+    }
+
+    /// The user that we log in as; `None` where only the broker knows, because the certificate says it. A user in the URL then
+    /// names it for us and plays no part in the login.
+    pub fn user(&self) -> Option<String> {
+        let uri = parse(self.url.expose_secret()).ok()?;
+        let is_named = Url::parse(self.url.expose_secret()).is_ok_and(|url| !url.username().is_empty());
+        (is_named || !is_external(&uri)).then_some(uri.authority.userinfo.username)
     }
 
     /// Whether connections of these and of the other settings can't be told apart.
@@ -132,7 +143,7 @@ mod tests {
     fn settings(url: &str) -> Settings {
         let heartbeat = Duration::from_secs(10);
         let (tls, name) = (Tls::default(), "test".to_owned());
-        Settings { url: url.into(), allow_plaintext: false, heartbeat, tls, name, declare: true }
+        Settings { url: url.into(), allow_plaintext: false, heartbeat, tls, name, declare: true, signs_as: None }
     }
 
     #[test]
@@ -160,6 +171,14 @@ mod tests {
             let refused = settings(url).check().unwrap_err().to_string();
             assert!(refused.contains("set certificate_file and key_file"), "{url}: {refused}");
         }
+    }
+
+    #[test]
+    fn the_user_is_the_one_of_the_url_and_unknown_where_a_certificate_says_it() {
+        assert_eq!(settings("amqps://hr:p@broker/").user().as_deref(), Some("hr"));
+        assert_eq!(settings("amqp://localhost/").user().as_deref(), Some("guest"));
+        assert_eq!(settings("amqps://broker/?auth_mechanism=external").user(), None);
+        assert_eq!(settings("amqps://run@broker/?auth_mechanism=external").user().as_deref(), Some("run"));
     }
 
     #[test]

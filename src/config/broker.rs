@@ -12,6 +12,7 @@ pub(super) fn read(reader: &mut Reader) -> Settings {
         tls: tls::read(reader, "broker"),
         name: "onceflow".to_owned(),
         declare: reader.get("topology.declare", true),
+        signs_as: None,
     };
     let given = !secrecy::ExposeSecret::expose_secret(&settings.url).is_empty();
     if let Some(error) = settings.check().err().filter(|_| given) {

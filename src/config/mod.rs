@@ -76,11 +76,18 @@ pub struct Config {
 pub fn load(path: Option<&Path>, consumers: &[&str]) -> Result<Config, ConfigErrors> {
     let file = path.map(Path::to_path_buf).or_else(|| PLACES.iter().map(PathBuf::from).find(|p| p.is_file()));
     let mut reader = Reader::open(file.as_deref())?;
+    let mut broker = broker::read(&mut reader);
+    let user = broker.user();
+    let read_consumer = |name: &&str| runtime::read_consumer(&mut reader, name, user.as_deref());
+    let consumers: Vec<ConsumerSettings> = consumers.iter().map(read_consumer).collect();
+    if consumers.iter().any(|consumer| consumer.producers.is_some()) {
+        broker.signs_as = user;
+    }
     let mut config = Config {
-        broker: broker::read(&mut reader),
+        broker,
         database: database::read(&mut reader),
         runtime: runtime::read(&mut reader),
-        consumers: consumers.iter().map(|name| runtime::read_consumer(&mut reader, name)).collect(),
+        consumers,
         unroutable: runtime::read_unroutable(&mut reader),
         edit: reader.get("replay.edit", false),
         retention: retention::read(&mut reader),

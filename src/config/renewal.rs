@@ -67,7 +67,11 @@ impl Config {
         if before.address() != after.address() {
             return Err("broker.url, because it leads to another broker or virtual host");
         }
-        Ok(broker::Settings { declare: before.declare, ..after.clone() })
+        // Copies that are under way carry the name that we had.
+        if before.signs_as.is_some() && before.user() != after.user() {
+            return Err("broker.url, because consumers.*.producers is set and its user is another one");
+        }
+        Ok(broker::Settings { declare: before.declare, signs_as: before.signs_as.clone(), ..after.clone() })
     }
 
     fn differing(&self, next: &Self) -> Vec<String> {
@@ -141,5 +145,15 @@ mod tests {
         let Renewed { config, waits } = open.renewed(&with(ways.0, ways.1, "[admin]\nlisten = \"127.0.0.1:1\"\n"));
         assert!(config.admin.token.is_some());
         assert!(waits.iter().any(|key| key.starts_with("admin.token,")), "{waits:?}");
+    }
+
+    #[test]
+    fn the_user_whose_name_stands_on_our_copies_stays_until_a_restart_s7_14() {
+        let (database, producers) = ("postgres://u:a@localhost/x", "[consumers.org]\nproducers = [\"hr\"]\n");
+        let before = with("amqp://u:a@localhost/v", database, producers);
+        assert_eq!(before.broker.signs_as.as_deref(), Some("u"));
+        assert!(before.renewed(&with("amqp://u:b@localhost/v", database, producers)).waits.is_empty());
+        let Renewed { config, waits } = before.renewed(&with("amqp://w:b@localhost/v", database, producers));
+        assert!(config.broker.is_same_way(&before.broker) && waits[0].contains("producers is set"), "{waits:?}");
     }
 }

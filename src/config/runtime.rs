@@ -8,7 +8,7 @@ use super::reader::Reader;
 use crate::broker::QueueKind;
 use crate::outbox::Unroutable;
 use crate::runtime::wire::Limits;
-use crate::runtime::{ConsumerSettings, ForeignBinding, Names, OrderPolicy, RetryPolicy, Settings};
+use crate::runtime::{ConsumerSettings, ForeignBinding, Names, OrderPolicy, Producers, RetryPolicy, Settings};
 
 const DEFAULT_DELAYS: [&str; 5] = ["1s", "5s", "30s", "2m", "10m"];
 
@@ -90,13 +90,30 @@ struct BindingEntry {
     pattern: String,
 }
 
-pub(super) fn read_consumer(reader: &mut Reader, name: &str) -> ConsumerSettings {
+/// `user` is the one that we log in to the broker as, where that is known.
+pub(super) fn read_consumer(reader: &mut Reader, name: &str, user: Option<&str>) -> ConsumerSettings {
     let bindings: Vec<BindingEntry> = reader.structured(&format!("consumers.{name}.bindings")).unwrap_or_default();
     let foreign = |b: BindingEntry| ForeignBinding { exchange: b.exchange, pattern: b.pattern };
     let partitions = reader.within(&format!("consumers.{name}.partitions"), 1, 1..=64);
     let ordering = read_ordering(reader, &format!("consumers.{name}.ordering"));
     let bindings = bindings.into_iter().map(foreign).collect();
-    ConsumerSettings { name: name.to_owned(), bindings, partitions, ordering }
+    let producers = read_producers(reader, name, user);
+    ConsumerSettings { name: name.to_owned(), bindings, partitions, ordering, producers }
+}
+
+/// Our own copies are recognised by our own user's name, so it must be known.
+fn read_producers(reader: &mut Reader, name: &str, user: Option<&str>) -> Option<Producers> {
+    let key = format!("consumers.{name}.producers");
+    let listed = reader.list(&key, &[]);
+    if listed.is_empty() {
+        return None;
+    }
+    if user.is_none() {
+        let what =
+            "needs to know our own user: with a login by certificate name it in broker.url, amqps://USER@host/vhost";
+        reader.problem(&key, what.to_owned());
+    }
+    user.map(|user| Producers::new(name, listed, user.to_owned()))
 }
 
 fn read_ordering(reader: &mut Reader, key: &str) -> OrderPolicy {

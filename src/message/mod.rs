@@ -25,6 +25,8 @@ pub struct Message {
     pub timestamp: Option<u64>,
     /// AMQP `expiration`: milliseconds as text.
     pub expiration: Option<String>,
+    /// AMQP `user-id` of a message that came: who sent it, as the broker has checked. What we send says who we are.
+    pub user_id: Option<String>,
     /// Application headers, the broker's `x-` ones included.
     pub headers: Headers,
     /// The payload.

@@ -333,6 +333,7 @@ mod tests {
             tls: Tls::default(),
             name: "test".to_owned(),
             declare: true,
+            signs_as: None,
         };
         let database = db::Settings {
             url: "postgres://nobody@127.0.0.1:1/none".into(),

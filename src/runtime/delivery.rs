@@ -95,7 +95,8 @@ pub async fn run_consumer(consumer: Arc<dyn AnyConsumer>, own: ConsumerSettings,
 impl Running {
     async fn run(&self) {
         let mut pacing = Pacing::reconnect();
-        let mut readers = Readers::new(self.consumer.clone(), self.shared.clone(), self.lanes.clone());
+        let (shared, producers) = (self.shared.clone(), self.own.producers.clone());
+        let mut readers = Readers::new(self.consumer.clone(), shared, self.lanes.clone(), producers);
         while !self.shared.stop.is_cancelled() {
             if let Some(why) = self.shared.pauses.reason(self.consumer.name()) {
                 self.wait_while_paused(&why).await;

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::erased::{AnyConsumer, Decoded};
 use super::headers::History;
+use super::producers::Producers;
 use super::wire::{self, Limits};
 use crate::broker::Delivery;
 use crate::event::{Envelope, Rejection};
@@ -30,14 +31,22 @@ pub(super) enum Content {
     Event(Arc<Envelope>, Decoded),
     /// A readable envelope with a payload that its consumer refuses.
     Refused(Arc<Envelope>, Rejection),
-    /// Not even an envelope.
+    /// Not even an envelope, or from nobody who is believed.
     Unreadable(Rejection),
 }
 
 impl Job {
-    pub(super) fn new(delivery: Delivery, consumer: &dyn AnyConsumer, limits: &Limits, guard: InFlightGuard) -> Self {
+    /// Of a message whose sender is not believed nothing else is believed either, and nothing of it is decoded.
+    pub(super) fn new(
+        delivery: Delivery,
+        consumer: &dyn AnyConsumer,
+        producers: Option<&Producers>,
+        limits: &Limits,
+        guard: InFlightGuard,
+    ) -> Self {
         let history = History::of(&delivery.message, &delivery.route);
-        let content = match wire::decode(&delivery.message, limits) {
+        let believed = producers.map_or(Ok(()), |producers| producers.check(&delivery.message));
+        let content = match believed.and_then(|()| wire::decode(&delivery.message, limits)) {
             Err(rejection) => Content::Unreadable(rejection),
             Ok(envelope) => match consumer.decode(&envelope) {
                 Ok(event) => Content::Event(Arc::new(envelope), event),

@@ -15,6 +15,7 @@ use super::delivery::Shared;
 use super::erased::AnyConsumer;
 use super::job::{InFlight, Job};
 use super::lanes::Lanes;
+use super::producers::Producers;
 use crate::broker::{BrokerError, Delivery, Intake, Subscription, Topology};
 use crate::telemetry;
 
@@ -41,6 +42,8 @@ pub(super) struct Reader {
     pub(super) consumer: Arc<dyn AnyConsumer>,
     pub(super) shared: Shared,
     pub(super) lanes: Arc<Lanes>,
+    /// Whose messages are taken; everybody's where absent.
+    pub(super) producers: Option<Producers>,
     pub(super) queue: Queue,
     pub(super) intake: Intake,
     pub(super) in_flight: InFlight,
@@ -98,7 +101,8 @@ impl Reader {
     /// Hands a delivery to the lanes.
     fn take(&self, delivery: Delivery) {
         let bytes = delivery.message.body.len();
-        let job = Job::new(delivery, &*self.consumer, &self.shared.settings.limits, self.in_flight.enter());
+        let (producers, limits) = (self.producers.as_ref(), &self.shared.settings.limits);
+        let job = Job::new(delivery, &*self.consumer, producers, limits, self.in_flight.enter());
         telemetry::received(self.consumer.name(), job.event_type(), bytes);
         self.lanes.hand(job);
     }

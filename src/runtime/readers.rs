@@ -12,6 +12,7 @@ use super::delivery::Shared;
 use super::erased::AnyConsumer;
 use super::job::InFlight;
 use super::lanes::Lanes;
+use super::producers::Producers;
 use super::reader::{Ended, Queue, Reader};
 use crate::breaker::PROBE;
 use crate::broker::{BrokerError, Intake, Resize};
@@ -23,6 +24,7 @@ pub(super) struct Readers {
     consumer: Arc<dyn AnyConsumer>,
     shared: Shared,
     lanes: Arc<Lanes>,
+    producers: Option<Producers>,
     intakes: Intakes,
     /// Each with what tells it to drain.
     running: BTreeMap<Queue, CancellationToken>,
@@ -34,11 +36,17 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    pub(super) fn new(consumer: Arc<dyn AnyConsumer>, shared: Shared, lanes: Arc<Lanes>) -> Self {
+    pub(super) fn new(
+        consumer: Arc<dyn AnyConsumer>,
+        shared: Shared,
+        lanes: Arc<Lanes>,
+        producers: Option<Producers>,
+    ) -> Self {
         Self {
             consumer,
             shared,
             lanes,
+            producers,
             intakes: Intakes::new(),
             running: BTreeMap::new(),
             subscribed: BTreeSet::new(),
@@ -118,6 +126,7 @@ impl Readers {
             consumer: self.consumer.clone(),
             shared: self.shared.clone(),
             lanes: self.lanes.clone(),
+            producers: self.producers.clone(),
             queue,
             intake: self.intake(queue, partitions),
             in_flight: InFlight::new(self.consumer.name()),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::layout::Layout;
 use super::names::Names;
 use super::order::OrderPolicy;
+use super::producers::Producers;
 use super::retry::RetryPolicy;
 use super::wire::Limits;
 use crate::broker::QueueKind;
@@ -53,6 +54,8 @@ pub struct ConsumerSettings {
     pub partitions: u16,
     /// What becomes of the later events of a key when one fails.
     pub ordering: OrderPolicy,
+    /// Whose messages are taken; everybody's where absent.
+    pub producers: Option<Producers>,
 }
 
 impl ConsumerSettings {

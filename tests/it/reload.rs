@@ -167,6 +167,7 @@ impl Site {
             tls: onceflow::tls::Tls::default(),
             name: "test".to_owned(),
             declare: true,
+            signs_as: None,
         }
     }
 

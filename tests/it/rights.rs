@@ -87,6 +87,7 @@ impl Broker {
             tls: onceflow::tls::Tls::default(),
             name: "test".to_owned(),
             declare: true,
+            signs_as: None,
         }
     }
 

@@ -65,6 +65,7 @@ pub fn downstream_message(parts: Parts<'_>) -> Message {
         correlation_id: property(parts.trace.correlation_id.as_deref()),
         timestamp: u64::try_from(parts.time.as_second()).ok(),
         expiration: None,
+        user_id: None,
         headers,
         body: parts.body,
     }

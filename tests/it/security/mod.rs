@@ -7,4 +7,5 @@ mod canary;
 mod files;
 mod fuzz;
 mod login;
+mod producers;
 mod tls;

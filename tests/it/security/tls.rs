@@ -172,7 +172,15 @@ impl SecureBroker {
 pub(super) async fn knock(url: &str, tls: &Tls) -> Result<(), String> {
     let (heartbeat, name) = (Duration::from_secs(10), OURS.to_owned());
     let tls = tls.clone();
-    let settings = broker::Settings { url: url.into(), allow_plaintext: false, heartbeat, tls, name, declare: true };
+    let settings = broker::Settings {
+        url: url.into(),
+        allow_plaintext: false,
+        heartbeat,
+        tls,
+        name,
+        declare: true,
+        signs_as: None,
+    };
     publish_once(&settings, &[]).await.map_err(|e| e.to_string())
 }
 
