@@ -1,9 +1,11 @@
 //! `onceflow run`: the service.
 
+mod notify;
 mod reload;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::notify::Notify;
 use self::reload::Reloader;
 use super::context::Context;
 use super::exit::{Ending, Exit, Failure};
@@ -15,13 +17,14 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   ONCEFLOW_AMQP_URL=amqp://… ONCEFLOW_DATABASE_URL=postgres://… onceflow run
   onceflow run --config /etc/onceflow/onceflow.toml
-  kill -HUP PID                             after a password, token or certificate was renewed
+  systemctl reload onceflow                 (kill -HUP) after a password, token or certificate was renewed
 
 Waits for broker, database and schema, and says for what. SIGTERM or Ctrl-C drains: no new deliveries, what is in
 flight ends, the rest goes back to the broker. A second signal ends at once.
 
 SIGHUP reads the configuration and its files again: URLs with their passwords, certificates, admin token and log level are
-taken over without a restart; what else differs is named. What is wrong, or refused by a server, leaves all as it was.";
+taken over without a restart; what else differs is named. What is wrong, or refused by a server, leaves all as it was.
+Under systemd use Type=notify: it is told when the service listens, reloads and stops, and that it is not stuck.";
 
 pub(super) async fn run(context: &Context) -> Ending {
     let config = context.load_config()?;
@@ -29,12 +32,21 @@ pub(super) async fn run(context: &Context) -> Ending {
         .map_err(|e| Failure::new(Exit::Configuration, "log.level").because(e))?;
     let mut signals = Signals::listen()?;
     let mut reloader = Reloader::new(context, config, level)?;
-    let app = App::start(reloader.running(), domains::consumers()).await.map_err(not_started)?;
+    let notify = Notify::from_environment();
+    let serving = async {
+        let app = App::start(reloader.running(), domains::consumers()).await.map_err(not_started)?;
+        notify.ready();
+        tokio::select! {
+            () = signals.next() => {}
+            () = reloader.until_hung_up(&app, &notify) => {}
+        }
+        notify.stopping();
+        drain(app, &mut signals).await
+    };
     tokio::select! {
-        () = signals.next() => {}
-        () = reloader.until_hung_up(&app) => {}
+        ending = serving => ending,
+        never = notify.keep_alive() => match never {},
     }
-    drain(app, &mut signals).await
 }
 
 async fn drain(app: App, signals: &mut Signals) -> Ending {

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::super::context::Context;
 use super::super::exit::Failure;
+use super::notify::Notify;
 use crate::app::App;
 use crate::config::{Config, Renewed};
 use crate::telemetry::logs::{self, Level};
@@ -35,12 +36,14 @@ impl<'c> Reloader<'c> {
     }
 
     /// Reloads at each SIGHUP, until the terminal is gone.
-    pub(super) async fn until_hung_up(&mut self, app: &App) {
+    pub(super) async fn until_hung_up(&mut self, app: &App, notify: &Notify) {
         while self.hangup.recv().await.is_some() {
             if self.on_terminal && !std::io::stderr().is_terminal() {
                 return;
             }
+            notify.reloading();
             self.reload(app).await;
+            notify.ready();
         }
         std::future::pending().await
     }

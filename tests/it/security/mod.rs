@@ -4,6 +4,7 @@
 mod admin;
 mod authority;
 mod canary;
+mod deploy;
 mod files;
 mod fuzz;
 mod login;
