@@ -216,7 +216,7 @@ fn user(name: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_user_of_the_broker_does_its_work_and_nothing_else() {
+async fn each_user_of_the_broker_does_its_work_and_nothing_else_s7_15() {
     let broker = Broker::new().await;
     broker.deploy().await;
     let port = free_port();

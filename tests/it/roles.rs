@@ -186,7 +186,7 @@ const ALLOWED: &[(Option<&str>, &[&str])] = &[
 ];
 
 #[tokio::test]
-async fn each_role_is_refused_what_is_not_its_work() {
+async fn each_role_is_refused_what_is_not_its_work_s7_16() {
     let database = Database::new().await;
     set_up(&database).await;
     for (role, statements) in FORBIDDEN {
@@ -204,7 +204,7 @@ async fn each_role_is_refused_what_is_not_its_work() {
 }
 
 #[tokio::test]
-async fn what_is_young_in_the_audit_is_removed_by_nobody_who_runs_the_service() {
+async fn what_is_young_in_the_audit_is_removed_by_nobody_who_runs_the_service_s7_16() {
     let database = Database::new().await;
     set_up(&database).await;
     let rows = "INSERT INTO onceflow.audit (id, actor, action, subject, at)
