@@ -155,6 +155,7 @@ impl Ground {
             allow_plaintext: false,
             tls: Tls::default(),
             application_name: "onceflow faults".into(),
+            rows_are_short_lived: false,
         })?;
         db::migrate(&pool).await?;
         pool.close();

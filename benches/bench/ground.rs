@@ -106,6 +106,7 @@ impl Ground {
             allow_plaintext: false,
             tls: Tls::default(),
             application_name: "onceflow bench".into(),
+            rows_are_short_lived: false,
         })?;
         db::migrate(&pool).await?;
         pool.close();

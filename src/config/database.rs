@@ -94,7 +94,9 @@ impl DatabaseSettings {
     fn settings_of(&self, role: Role) -> Settings {
         match role {
             Role::Consumers => self.settings("onceflow consumers", self.max_connections),
-            Role::Relay => self.settings("onceflow relay", RELAY_CONNECTIONS),
+            Role::Relay => {
+                Settings { rows_are_short_lived: true, ..self.settings("onceflow relay", RELAY_CONNECTIONS) }
+            }
             Role::Admin => self.settings("onceflow admin", ADMIN_CONNECTIONS),
         }
     }
@@ -107,6 +109,7 @@ impl DatabaseSettings {
             allow_plaintext: self.allow_plaintext,
             tls: self.tls.clone(),
             application_name: name.to_owned(),
+            rows_are_short_lived: false,
         }
     }
 

@@ -31,6 +31,9 @@ pub struct Settings {
     pub tls: Tls,
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
+    /// Rows come and go so fast that an index is mostly entries of rows that are gone. Only plain index scans mark those, so that the
+    /// next one skips them; a bitmap scan visits them all again until the next vacuum.
+    pub rows_are_short_lived: bool,
 }
 
 /// Longest wait for a TCP connection with TLS and authentication: a peer that accepts and stays silent must not hold us.
@@ -200,8 +203,9 @@ pub(super) fn client_config(settings: &Settings) -> Result<Config, SettingsError
         // explicit transaction.
         .options(format!(
             "-c statement_timeout={ms} -c lock_timeout={ms} -c idle_in_transaction_session_timeout=60000 \
-             -c default_transaction_read_only=on -c search_path=onceflow,pg_temp",
-            ms = settings.statement_timeout.as_millis()
+             -c default_transaction_read_only=on -c search_path=onceflow,pg_temp {scans}",
+            ms = settings.statement_timeout.as_millis(),
+            scans = if settings.rows_are_short_lived { "-c enable_bitmapscan=off" } else { "" },
         ));
     Ok(config)
 }
@@ -273,6 +277,7 @@ mod tests {
             allow_plaintext: false,
             tls: Tls::default(),
             application_name: "test".to_owned(),
+            rows_are_short_lived: false,
         }
     }
 

@@ -342,6 +342,7 @@ mod tests {
             allow_plaintext: false,
             tls: Tls::default(),
             application_name: "test".to_owned(),
+            rows_are_short_lived: false,
         };
         let settings = RelaySettings {
             egress: "test.out".to_owned(),

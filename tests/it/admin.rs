@@ -112,6 +112,7 @@ fn pool_at(address: &str) -> Pool {
         allow_plaintext: false,
         tls: Tls::default(),
         application_name: "test".into(),
+        rows_are_short_lived: false,
     })
     .unwrap()
 }

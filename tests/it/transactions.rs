@@ -19,6 +19,7 @@ fn one_connection(database: &Database) -> Pool {
         allow_plaintext: false,
         tls: Tls::default(),
         application_name: "it".into(),
+        rows_are_short_lived: false,
     })
     .unwrap()
 }

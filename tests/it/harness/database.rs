@@ -119,6 +119,7 @@ pub(crate) fn pool(url: &str) -> Pool {
         allow_plaintext: false,
         tls: Tls::default(),
         application_name: "onceflow-test".into(),
+        rows_are_short_lived: false,
     })
     .unwrap()
 }

@@ -42,6 +42,7 @@ async fn ask(url: &str, tls: &Tls) -> Result<bool, String> {
         allow_plaintext: false,
         tls: tls.clone(),
         application_name: OURS.to_owned(),
+        rows_are_short_lived: false,
     };
     let pool = Pool::new(&settings).map_err(|e| e.to_string())?;
     let tx = pool.begin().await.map_err(|error| {
