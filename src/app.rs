@@ -177,13 +177,16 @@ fn install_metrics(
 
 /// Every check is there from the start, so that readiness can't be claimed too early.
 fn expect_checks(health: &Health, consumers: &[Arc<dyn AnyConsumer>]) {
-    let starting = || Check::Waiting("starting".to_owned());
     for name in ["database", "migrations", "broker.consume", "broker.publish", "relay"] {
         health.set(name, starting());
     }
     for consumer in consumers {
         health.set(&format!("consumer.{}", consumer.name()), starting());
     }
+}
+
+fn starting() -> Check {
+    Check::Waiting("starting".to_owned())
 }
 
 fn admin_state(
@@ -283,23 +286,27 @@ fn report(server: &str, ended: std::io::Result<()>) {
 
 /// Keeps the checks `database` and `migrations` true.
 async fn watch_database(pool: Pool, health: Arc<Health>, stop: CancellationToken) {
+    let mut told = starting();
     while !stop.is_cancelled() {
-        look_at_database(&pool, &health).await;
+        look_at_database(&pool, &health, &mut told).await;
         if stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
             return;
         }
     }
 }
 
-async fn look_at_database(pool: &Pool, health: &Health) {
+/// A look only reads: it can't see that a server is full or read-only. So it takes back what it has `told` itself, and leaves what a
+/// lane says whose writes are refused to that lane.
+async fn look_at_database(pool: &Pool, health: &Health, told: &mut Check) {
     match db::schema_state(pool).await {
         Err(error) => {
-            if health.set("database", Check::Waiting(error.to_string())) {
+            *told = Check::Waiting(error.to_string());
+            if health.set("database", told.clone()) {
                 warn!(%error, "waiting for the database: {error}");
             }
         }
         Ok(schema) => {
-            health.set("database", Check::Ok);
+            health.replace("database", told, Check::Ok);
             let why = format!(
                 "the schema is at {}, this version needs {}: run `onceflow migrate`",
                 schema.applied, schema.known

@@ -44,6 +44,19 @@ impl Health {
         true
     }
 
+    /// Sets a check that still is what the caller has last made of it; what another has said since stays. Returns whether that
+    /// changed it.
+    pub fn replace(&self, name: &str, own: &Check, check: Check) -> bool {
+        let mut checks = self.lock();
+        if checks.get(name) != Some(own) || *own == check {
+            return false;
+        }
+        checks.insert(name.to_owned(), check);
+        drop(checks);
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+        true
+    }
+
     /// All checks by name.
     pub fn snapshot(&self) -> BTreeMap<String, Check> {
         self.lock().clone()
@@ -72,5 +85,26 @@ impl Health {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Check>> {
         // A panic while holding the lock can't leave the map half-written.
         self.checks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Check, Health};
+
+    #[test]
+    fn who_finds_all_well_takes_back_only_what_it_has_said_itself_d9() {
+        let (health, starting) = (Health::default(), Check::Waiting("starting".to_owned()));
+        health.set("database", starting.clone());
+        assert!(health.replace("database", &starting, Check::Ok) && health.is_ready());
+        let mut changes = health.subscribe();
+        changes.mark_unchanged();
+        // A session that only reads finds nothing wrong with a full disk.
+        health.set("database", Check::Waiting("no space left on device".to_owned()));
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        assert!(!health.replace("database", &starting, Check::Ok) && !health.is_ready());
+        assert!(!health.replace("database", &Check::Ok, Check::Ok) && !health.is_ready());
+        assert!(!changes.has_changed().unwrap(), "nobody is told of what did not change");
     }
 }

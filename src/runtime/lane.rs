@@ -126,13 +126,14 @@ impl Lane {
         let mut away = false;
         loop {
             let begun = Instant::now();
-            match self.attempter.attempt(claim_id, entries).await {
-                Attempt::Done(settled) => {
-                    if away {
-                        self.report_back();
-                    }
-                    return Ok(AtLast::Settled(settled));
-                }
+            let attempt = self.attempter.attempt(claim_id, entries).await;
+            // Nobody else takes back what we have said, so any other end does.
+            if away && !matches!(attempt, Attempt::Away(_)) {
+                away = false;
+                self.report_back();
+            }
+            match attempt {
+                Attempt::Done(settled) => return Ok(AtLast::Settled(settled)),
                 Attempt::Blocked(which) => return Ok(AtLast::Blocked(which)),
                 Attempt::Away(error) => {
                     away = true;
