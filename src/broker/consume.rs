@@ -18,6 +18,7 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::acks::{Acks, acknowledge};
@@ -35,7 +36,7 @@ const HOLD_WITHIN: Duration = Duration::from_millis(200);
 
 /// A running consumer of one queue.
 pub struct Subscription {
-    channel: Channel,
+    channel: Own,
     queue: String,
     acks: Arc<Acks>,
     intake: Intake,
@@ -76,15 +77,15 @@ impl Subscription {
         intake: &Intake,
         stop: &CancellationToken,
     ) -> Result<Option<Self>, BrokerError> {
-        let Some(channel) = link.channel(stop).await else { return Ok(None) };
-        topology.declare(&channel, link.declares()).await?;
+        let Some(channel) = link.channel(stop).await.map(Own) else { return Ok(None) };
+        topology.declare(&channel.0, link.declares()).await?;
         let size = intake.first();
-        let acks = Acks::new(channel.clone(), size);
+        let acks = Acks::new(channel.0.clone(), size);
         intake.opened(size);
         let (queue, intake) = (queue.to_owned(), intake.clone());
         // Deliveries of a channel that died may still be in memory.
         let state = if intake.has_room_for(size) {
-            State::Reading(consume(channel.clone(), queue.clone(), size).await?)
+            State::Reading(consume(channel.0.clone(), queue.clone(), size).await?)
         } else {
             State::Waiting
         };
@@ -110,7 +111,7 @@ impl Subscription {
             let patience = if self.held_since.is_some() { HOLD_WITHIN } else { LOOK_EVERY };
             match tokio::time::timeout(patience, self.step()).await {
                 Ok(done) => done?,
-                Err(_) if self.channel.status().connected() => {}
+                Err(_) if self.is_connected() => {}
                 Err(_) => return Err(BrokerError::ended("consume")),
             }
         }
@@ -170,7 +171,7 @@ impl Subscription {
             "the window of {} changes",
             self.queue
         );
-        let mut cancelled = cancel(self.channel.clone(), consumer).fuse();
+        let mut cancelled = cancel(self.channel.0.clone(), consumer).fuse();
         // The first look sends it.
         if let Some(done) = (&mut cancelled).now_or_never() {
             done?;
@@ -204,7 +205,7 @@ impl Subscription {
                 self.intake.room_for(size).await;
                 self.intake.opened(size);
                 self.acks.next_consumer(size);
-                self.state = State::Starting(consume(self.channel.clone(), self.queue.clone(), size));
+                self.state = State::Starting(consume(self.channel.0.clone(), self.queue.clone(), size));
                 Ok(())
             }
             State::Starting(started) => {
@@ -216,13 +217,13 @@ impl Subscription {
 
     /// Whether the channel still lives, as far as is known.
     pub fn is_connected(&self) -> bool {
-        self.channel.status().connected()
+        self.channel.0.status().connected()
     }
 
     /// Closes the channel: what was not acknowledged goes back to the queue.
     pub async fn close(self) {
         end(&self.acks).await;
-        close(&self.channel).await;
+        close(&self.channel.0).await;
     }
 
     /// Like `close`, but drops what still arrives meanwhile.
@@ -235,7 +236,7 @@ impl Subscription {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = close(&self.channel) => {}
+            () = close(&self.channel.0) => {}
             () = rest => {}
         }
     }
@@ -244,6 +245,19 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.acks.end();
+    }
+}
+
+/// A channel that is closed at its end, however that comes about. Left to itself it would stay open where nobody waits for the answer
+/// to `basic.consume` any more, as with a quorum queue that has lost its majority: the client takes the answer when it comes, the
+/// consumer lives, and what the broker sends it is read by nobody.
+struct Own(Channel);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if self.0.status().connected() {
+            abandon(self.0.clone());
+        }
     }
 }
 
@@ -347,6 +361,14 @@ pub async fn queue_depths(link: &Link, queues: &[String]) -> Result<Vec<u32>, Br
     }
     close(&channel).await;
     Ok(depths)
+}
+
+/// Closes a channel without waiting for it.
+pub(super) fn abandon(channel: Channel) {
+    // Without a runtime the connection ends too.
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(async move { close(&channel).await });
+    }
 }
 
 pub(super) async fn close(channel: &Channel) {

@@ -17,9 +17,10 @@ use lapin::{Channel, Confirmation, PublisherConfirm};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::consume::abandon;
 use super::convert::{message_from, properties_from};
 use super::declare::Topology;
-use super::error::{BrokerError, bounded};
+use super::error::BrokerError;
 use super::link::{Link, Purpose, confirm_mode};
 use super::settings::Settings;
 use crate::health::Health;
@@ -117,16 +118,6 @@ impl Publisher {
         confirm_mode(&channel).await?;
         Ok(channel)
     }
-}
-
-/// Closes a channel without waiting for it.
-fn abandon(channel: Channel) {
-    tokio::spawn(async move {
-        let closing = channel.close(200, "abandoned".into());
-        if let Err(error) = bounded("close a channel", CONFIRM_WITHIN, closing).await {
-            tracing::debug!(%error, "the channel was gone before it was closed");
-        }
-    });
 }
 
 async fn publish_on(channel: &Channel, batch: Vec<Outgoing>, user: Option<&str>) -> Result<Vec<Fate>, BrokerError> {

@@ -9,6 +9,7 @@ mod archive;
 mod bulk;
 mod catalogue;
 mod cli;
+mod consuming;
 mod delivery;
 mod documents;
 mod edit;
