@@ -20,8 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Ends every server that a pid file of this directory names and that is provably of this directory. Called under the
 /// directory's lock, so none of them belongs to a living run.
 pub(super) async fn stop_all(place: &Place, progress: Progress<'_>) -> Result<(), ServersError> {
-    for name in ["postgres", "rabbitmq", "epmd"] {
-        let path = place.pid_file(name);
+    for name in left_behind(place.root())? {
+        let path = place.pid_file(&name);
         let Some((pid, signal)) = read(&path) else { continue };
         if is_ours(pid, place.root()) {
             progress(&format!("stopping {name} (process {pid}) of an earlier run"));
@@ -29,6 +29,16 @@ pub(super) async fn stop_all(place: &Place, progress: Progress<'_>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The servers that pid files name; the port mapper, which others may need while they stop, is the last.
+fn left_behind(root: &Path) -> Result<Vec<String>, ServersError> {
+    let entries = fs::read_dir(root).map_err(while_doing(format!("look into {}", root.display())))?;
+    let name =
+        |entry: std::io::Result<fs::DirEntry>| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".pid")?.to_owned());
+    let mut names: Vec<String> = entries.filter_map(name).collect();
+    names.sort_by_key(|name| name == "epmd");
+    Ok(names)
 }
 
 fn read(pid_file: &Path) -> Option<(u32, String)> {

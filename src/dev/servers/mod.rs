@@ -4,9 +4,11 @@
 //! process ends in whatever way, `kill -9` included. Data stay in the directory, so that the next start is fast.
 
 mod account;
+mod cluster;
 mod error;
 mod guard;
 mod leftovers;
+mod mapper;
 mod place;
 mod ports;
 mod postgres;
@@ -20,6 +22,7 @@ use account::Account;
 use place::Place;
 use ports::Ports;
 
+pub use cluster::Cluster;
 pub use error::ServersError;
 pub use postgres::Postgres;
 pub use rabbitmq::RabbitMq;

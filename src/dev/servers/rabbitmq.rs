@@ -1,4 +1,4 @@
-//! A private RabbitMQ node with its own port mapper (`epmd`).
+//! A private RabbitMQ node, alone with a port mapper of its own or one of a cluster.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::account::Account;
 use super::error::{ServersError, while_doing};
 use super::guard::{Guarded, Launch, base_environment};
+use super::mapper::Mapper;
 use super::place::Place;
 use super::ports::Ports;
 
@@ -24,7 +25,6 @@ const DATA: &str = "data";
 const PLUGINS: [&str; 2] = ["rabbitmq_management", "rabbitmq_consistent_hash_exchange"];
 /// A boot takes 7 to 10 s of processor time, which a busy machine stretches; a node that fails ends, and is noticed at once.
 const READY_WITHIN: Duration = Duration::from_secs(300);
-const MAPPER_READY_WITHIN: Duration = Duration::from_secs(60);
 /// One question to a starting node.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
 /// What an AMQP 0-9-1 client says first; a node that is ready answers with `connection.start`.
@@ -36,12 +36,19 @@ pub struct RabbitMq {
     place: Arc<Place>,
     account: Account,
     programs: PathBuf,
-    home: PathBuf,
+    /// Names the log and the process.
+    name: &'static str,
     node: String,
+    /// Configuration and data.
+    folder: PathBuf,
+    /// Holds the cookie by which nodes and tools know each other.
+    home: PathBuf,
     ports: NodePorts,
     settings: String,
     plugins: Vec<&'static str>,
-    mapper: Option<Guarded>,
+    mapper_port: u16,
+    /// Of a node alone: the mapper of a cluster outlives its nodes.
+    mapper: Option<Mapper>,
     process: Option<Guarded>,
 }
 
@@ -50,32 +57,59 @@ struct NodePorts {
     amqp: u16,
     management: u16,
     distribution: u16,
-    mapper: u16,
+}
+
+impl NodePorts {
+    fn take(ports: &mut Ports) -> Result<Self, ServersError> {
+        Ok(Self { amqp: ports.take()?, management: ports.take()?, distribution: ports.take()? })
+    }
 }
 
 impl RabbitMq {
+    /// A node alone.
     pub(super) fn new(place: &Arc<Place>, account: Account, ports: &mut Ports) -> Result<Self, ServersError> {
-        let (version, programs) =
-            newest_installed(Path::new(INSTALLED)).ok_or(ServersError::Missing("rabbitmq-server"))?;
-        let ports = NodePorts {
-            amqp: ports.take()?,
-            management: ports.take()?,
-            distribution: ports.take()?,
-            mapper: ports.take()?,
-        };
+        let (version, programs) = installed()?;
         // A version doesn't always read the data of another.
         let home = place.private_directory(&format!("{NAME}-{version}"), &account)?;
-        let hash = Uuid::new_v5(&Uuid::NAMESPACE_URL, place.root().as_os_str().as_encoded_bytes()).simple().to_string();
-        let node = format!("onceflow-{}@localhost", &hash[..12]);
+        let node_ports = NodePorts::take(ports)?;
+        let mapper = Mapper::new(ports)?;
         Ok(Self {
             place: Arc::clone(place),
             account,
             programs,
+            name: NAME,
+            node: format!("{}@localhost", common_name(place)),
+            folder: home.clone(),
             home,
-            node,
-            ports,
+            ports: node_ports,
             settings: String::new(),
             plugins: PLUGINS.to_vec(),
+            mapper_port: mapper.port(),
+            mapper: Some(mapper),
+            process: None,
+        })
+    }
+
+    /// One of several nodes that share `home` and a mapper, called `name`.
+    pub(super) fn member(
+        (place, account): (&Arc<Place>, &Account),
+        ports: &mut Ports,
+        name: &'static str,
+        (home, mapper): (&Path, &Mapper),
+    ) -> Result<Self, ServersError> {
+        let (version, programs) = installed()?;
+        Ok(Self {
+            place: Arc::clone(place),
+            account: account.clone(),
+            programs,
+            name,
+            node: format!("{}-{name}@localhost", common_name(place)),
+            folder: place.private_directory(&format!("{name}-{version}"), account)?,
+            home: home.to_owned(),
+            ports: NodePorts::take(ports)?,
+            settings: String::new(),
+            plugins: PLUGINS.to_vec(),
+            mapper_port: mapper.port(),
             mapper: None,
             process: None,
         })
@@ -83,7 +117,7 @@ impl RabbitMq {
 
     /// Removes the data of earlier runs; only before the first start.
     pub(super) fn forget(&self) -> Result<(), ServersError> {
-        match fs::remove_dir_all(self.home.join(DATA)) {
+        match fs::remove_dir_all(self.folder.join(DATA)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(while_doing("remove the broker's data")(error))
             }
@@ -99,6 +133,11 @@ impl RabbitMq {
     /// One more plugin, from the next start on.
     pub fn enable(&mut self, plugin: &'static str) {
         self.plugins.push(plugin);
+    }
+
+    /// How it is called among nodes.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 
     /// `amqp://…` of the default virtual host.
@@ -122,8 +161,8 @@ impl RabbitMq {
     /// With the end of its log when it does not come up.
     pub async fn start(&mut self) -> Result<(), ServersError> {
         self.write_configuration()?;
-        if self.mapper.is_none() {
-            self.mapper = Some(self.start_mapper().await?);
+        if let Some(mapper) = &mut self.mapper {
+            mapper.start(&self.place, &self.account).await?;
         }
         let mut process = Guarded::spawn(&self.place, self.launch())?;
         let probe = Probe::new(self)?;
@@ -132,7 +171,7 @@ impl RabbitMq {
         Ok(())
     }
 
-    /// Stops the node in an orderly way, then its port mapper.
+    /// Stops the node in an orderly way, then the port mapper of a node alone.
     ///
     /// # Errors
     /// When a guard can't be waited for.
@@ -140,7 +179,7 @@ impl RabbitMq {
         if let Some(process) = self.process.take() {
             process.stop().await?;
         }
-        match self.mapper.take() {
+        match &mut self.mapper {
             Some(mapper) => mapper.stop().await,
             None => Ok(()),
         }
@@ -209,23 +248,11 @@ impl RabbitMq {
         );
         let plugins = format!("[{}].\n", self.plugins.join(","));
         for (name, text) in [("rabbitmq.conf", settings), ("enabled_plugins", plugins)] {
-            let path = self.home.join(name);
+            let path = self.folder.join(name);
             fs::write(&path, text).map_err(while_doing(format!("write {}", path.display())))?;
             self.account.give(&path)?;
         }
         Ok(())
-    }
-
-    /// The node is told to start no `epmd`: one of its own would leave our control as a daemon.
-    async fn start_mapper(&self) -> Result<Guarded, ServersError> {
-        let port = self.ports.mapper;
-        let command = ["epmd", "-port", &port.to_string(), "-address", "127.0.0.1"].map(str::to_owned).to_vec();
-        let environment = self.environment();
-        let launch = Launch { name: "epmd", account: &self.account, command, environment, stop_signal: "TERM" };
-        let mut mapper = Guarded::spawn(&self.place, launch)?;
-        let answers = |_| async move { TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok() };
-        mapper.wait_until(MAPPER_READY_WITHIN, answers).await?;
-        Ok(mapper)
     }
 
     fn launch(&self) -> Launch<'_> {
@@ -233,23 +260,24 @@ impl RabbitMq {
         // The start script then becomes the node, instead of staying beside it as a parent that a signal would hit.
         environment.push(("RABBITMQ_ALLOW_INPUT", "1".into()));
         let command = vec![self.program("rabbitmq-server"), "-noinput".into()];
-        Launch { name: NAME, account: &self.account, command, environment, stop_signal: "TERM" }
+        Launch { name: self.name, account: &self.account, command, environment, stop_signal: "TERM" }
     }
 
     fn environment(&self) -> Vec<(&'static str, String)> {
-        let in_home = |name: &str| self.home.join(name).display().to_string();
+        let own = |name: &str| self.folder.join(name).display().to_string();
         vec![
             ("HOME", self.home.display().to_string()),
             ("RABBITMQ_NODENAME", self.node.clone()),
-            ("RABBITMQ_MNESIA_BASE", in_home(DATA)),
-            ("RABBITMQ_LOG_BASE", in_home("log")),
-            ("RABBITMQ_CONFIG_FILE", in_home("rabbitmq.conf")),
-            ("RABBITMQ_ENABLED_PLUGINS_FILE", in_home("enabled_plugins")),
-            ("RABBITMQ_PID_FILE", in_home("pid")),
+            ("RABBITMQ_MNESIA_BASE", own(DATA)),
+            ("RABBITMQ_LOG_BASE", own("log")),
+            ("RABBITMQ_CONFIG_FILE", own("rabbitmq.conf")),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", own("enabled_plugins")),
+            ("RABBITMQ_PID_FILE", own("pid")),
             ("RABBITMQ_CONF_ENV_FILE", "/dev/null".into()),
             ("RABBITMQ_DIST_PORT", self.ports.distribution.to_string()),
-            ("ERL_EPMD_PORT", self.ports.mapper.to_string()),
+            ("ERL_EPMD_PORT", self.mapper_port.to_string()),
             ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+            // One that the node starts would leave our control as a daemon.
             ("ERL_ZFLAGS", "-start_epmd false".into()),
             // Hardly any busy waiting, as the node shares a small machine with us; but some: with none, a boot of 16 s took
             // 45 s on a virtual machine where waking a thread is dear.
@@ -287,6 +315,17 @@ impl Probe {
         stream.write_all(PROTOCOL_HEADER).await?;
         stream.read_u8().await.map(drop)
     }
+}
+
+/// Part of the names of all nodes of a place, and of no other place's.
+fn common_name(place: &Place) -> String {
+    let hash = Uuid::new_v5(&Uuid::NAMESPACE_URL, place.root().as_os_str().as_encoded_bytes()).simple().to_string();
+    format!("onceflow-{}", &hash[..12])
+}
+
+/// Version and programs.
+pub(super) fn installed() -> Result<(String, PathBuf), ServersError> {
+    newest_installed(Path::new(INSTALLED)).ok_or(ServersError::Missing("rabbitmq-server"))
 }
 
 /// The programs of the newest `rabbitmq_server-<version>`.
