@@ -27,7 +27,7 @@ bench: setup ## measure against the limit and the naive way, about 20 minutes (A
 	cargo build --release --locked --features bench
 	./target/release/onceflow-bench $(ARGS)
 
-faults: faults-setup ## inject 84 faults into the real service, about 10 minutes (ARGS=--list names them)
+faults: faults-setup ## inject 86 faults into the real service, about 10 minutes (ARGS=--list names them)
 	cargo build --locked --features faults
 	./target/debug/onceflow-faults --seed $(SEED) $(ARGS)
 

@@ -218,7 +218,7 @@ fn order(findings: &mut Findings, stored: &Stored, evidence: &Evidence<'_>) {
     let (mut seen, mut newest, mut back) = (BTreeSet::new(), BTreeMap::new(), Vec::new());
     for arrival in evidence.arrivals {
         let Some(version) = arrival.version else { continue };
-        if !seen.insert(&arrival.message_id) {
+        if !seen.insert(&arrival.message_id) || (arrival.again && evidence.expect.sink_lost) {
             continue;
         }
         let before = newest.entry(&arrival.subject).or_insert(version);

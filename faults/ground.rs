@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use onceflow::db::{self, Pool, Settings};
-use onceflow::dev::servers::{Options, Servers};
+use onceflow::dev::servers::{Cluster, Options, RabbitMq, Servers};
 use onceflow::tls::Tls;
 use reqwest::{Client as Http, Method};
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
 use tokio_postgres::{Client, NoTls};
 
+use crate::disk::Disk;
+
 /// Names the servers' directory below `.onceflow/`.
 const PLACE: &str = "faults";
+/// The same for a cluster.
+const CLUSTER_PLACE: &str = "faults-cluster";
 const TEMPLATE: &str = "faults_template";
 /// Of the accounts that the replicas use; the servers are private, and gone after the run.
 const PASSWORD: &str = "secret-canary-91c4";
@@ -46,6 +50,8 @@ pub(crate) struct Site {
     /// As the service's own accounts, which a fault may lock out.
     pub(crate) service_database_url: String,
     pub(crate) service_amqp_url: String,
+    /// Where the broker's nodes listen: one, or as many as its cluster has.
+    pub(crate) nodes: Vec<u16>,
     /// Configuration, logs and journals.
     pub(crate) folder: PathBuf,
 }
@@ -88,23 +94,40 @@ impl Ground {
         let database_url = with_path(&self.database_url, &name)?;
         let own = connect(&database_url).await?;
         own.batch_execute(&GRANTS.replace("{role}", &name)).await?;
-        self.manage(Method::PUT, &format!("vhosts/{name}"), json!({})).await?;
-        self.manage(Method::PUT, &format!("users/{name}"), json!({"password": PASSWORD, "tags": ""})).await?;
-        for user in [name.as_str(), "onceflow"] {
-            self.permit(&name, user, ".*").await?;
-        }
+        self.make_vhost(&self.management_url, &name).await?;
         let folder = output().join(label);
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let amqp_url = with_path(&self.amqp_url, &name)?;
         let service_database_url = with_user(&database_url, &name)?;
         let service_amqp_url = with_user(&amqp_url, &name)?;
-        Ok(Site { name, database_url, amqp_url, service_database_url, service_amqp_url, folder })
+        let nodes = vec![port_of(&amqp_url)?];
+        Ok(Site { name, database_url, amqp_url, service_database_url, service_amqp_url, nodes, folder })
+    }
+
+    /// Starts a cluster, and moves the site from the one broker there.
+    pub(crate) async fn cluster(&self, site: &mut Site) -> anyhow::Result<Cluster> {
+        let cluster = Cluster::start(project(), CLUSTER_PLACE, &|line| crate::say(line)).await?;
+        let first = cluster.nodes.first().context("a cluster without nodes")?;
+        self.make_vhost(&first.management_url(), &site.name).await?;
+        site.amqp_url = with_path(&first.amqp_url(), &site.name)?;
+        site.service_amqp_url = with_user(&site.amqp_url, &site.name)?;
+        site.nodes = cluster.nodes.iter().map(RabbitMq::port).collect();
+        Ok(cluster)
+    }
+
+    /// A virtual host with a user of its own, which may do everything in it for now.
+    async fn make_vhost(&self, api: &str, name: &str) -> anyhow::Result<()> {
+        self.ask(api, Method::PUT, &format!("vhosts/{name}"), json!({})).await?;
+        self.ask(api, Method::PUT, &format!("users/{name}"), json!({"password": PASSWORD, "tags": ""})).await?;
+        for user in [name, "onceflow"] {
+            self.ask(api, Method::PUT, &format!("permissions/{name}/{user}"), rights(".*")).await?;
+        }
+        Ok(())
     }
 
     /// What a user may do in a virtual host: a pattern of names, `^$` for none.
     pub(crate) async fn permit(&self, vhost: &str, user: &str, pattern: &str) -> anyhow::Result<()> {
-        let rights = json!({"configure": pattern, "write": pattern, "read": pattern});
-        self.manage(Method::PUT, &format!("permissions/{vhost}/{user}"), rights).await.map(drop)
+        self.manage(Method::PUT, &format!("permissions/{vhost}/{user}"), rights(pattern)).await.map(drop)
     }
 
     pub(crate) async fn clear(&self, site: &Site) -> anyhow::Result<()> {
@@ -113,12 +136,20 @@ impl Ground {
         self.manage(Method::DELETE, &format!("users/{name}"), json!({})).await?;
         let admin = connect(&self.database_url).await?;
         admin.batch_execute(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await?;
-        Ok(admin.batch_execute(&format!("DROP ROLE IF EXISTS {name}")).await?)
+        admin.batch_execute(&format!("DROP ROLE IF EXISTS {name}")).await?;
+        admin.batch_execute(&format!("DROP TABLESPACE IF EXISTS {name}")).await?;
+        let directory = self.servers.read().await.directory().to_owned();
+        Disk::of(&directory, name).remove().await
     }
 
     /// Asks the broker's management API.
     pub(crate) async fn manage(&self, method: Method, path: &str, body: Value) -> anyhow::Result<String> {
-        let url = format!("{}/api/{path}", self.management_url);
+        self.ask(&self.management_url, method, path, body).await
+    }
+
+    /// Asks the management API of any node.
+    pub(crate) async fn ask(&self, api: &str, method: Method, path: &str, body: Value) -> anyhow::Result<String> {
+        let url = format!("{api}/api/{path}");
         let answer = self.http.request(method, url).json(&body).send().await.context("ask the broker's API")?;
         let status = answer.status();
         let text = answer.text().await?;
@@ -173,8 +204,16 @@ impl Ground {
             let name: String = row.get(0);
             admin.batch_execute(&format!("DROP ROLE {name}")).await?;
         }
-        Ok(())
+        for row in admin.query("SELECT spcname FROM pg_tablespace WHERE starts_with(spcname, 'faults_')", &[]).await? {
+            let name: String = row.get(0);
+            admin.batch_execute(&format!("DROP TABLESPACE {name}")).await?;
+        }
+        Disk::remove_all(self.servers.read().await.directory()).await
     }
+}
+
+fn rights(pattern: &str) -> Value {
+    json!({"configure": pattern, "write": pattern, "read": pattern})
 }
 
 /// A connection of the suite's own. Its end shows at its next use.

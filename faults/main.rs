@@ -4,6 +4,7 @@ mod args;
 mod catalogue;
 mod chaos;
 mod checker;
+mod disk;
 mod events;
 mod ground;
 mod outcome;
@@ -114,9 +115,8 @@ async fn inject(ground: Arc<Ground>, fault: Fault, seed: u64) -> Outcome {
         }
         Err(error) => stillborn(&fault, &error),
     };
-    let verdict = if outcome.passed() { "ok" } else { "FAILED" };
-    say(&format!("{verdict}: {} ({}), {:.1} s", fault.name, fault.title, outcome.seconds));
-    for problem in &outcome.findings.problems {
+    say(&format!("{}: {} ({}), {:.1} s", outcome.verdict(), fault.name, fault.title, outcome.seconds));
+    for problem in outcome.findings.problems.iter().chain(&outcome.skipped) {
         say(&format!("  {problem}"));
     }
     outcome

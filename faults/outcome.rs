@@ -8,12 +8,19 @@ use crate::checker::Findings;
 use crate::rig::{Rig, Tally};
 use crate::suite::Fault;
 
+/// A fault that can't be injected on this machine, and why: neither passed nor failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Skipped(pub(crate) String);
+
 /// A fault with everything that was found.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Outcome {
     pub(crate) name: &'static str,
     pub(crate) title: &'static str,
     pub(crate) class: &'static str,
+    /// Why it was not injected, where it was not.
+    pub(crate) skipped: Option<String>,
     /// Faults that were injected; more than one in chaos.
     pub(crate) injections: u64,
     pub(crate) seconds: f64,
@@ -29,7 +36,19 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     pub(crate) fn passed(&self) -> bool {
-        self.findings.problems.is_empty()
+        self.skipped.is_none() && !self.failed()
+    }
+
+    pub(crate) fn failed(&self) -> bool {
+        !self.findings.problems.is_empty()
+    }
+
+    pub(crate) fn verdict(&self) -> &'static str {
+        match (self.failed(), &self.skipped) {
+            (true, _) => "FAILED",
+            (false, Some(_)) => "SKIPPED",
+            (false, None) => "ok",
+        }
     }
 }
 
@@ -40,11 +59,17 @@ pub(crate) async fn settle(fault: &Fault, ended: anyhow::Result<()>, rig: Rig, b
         let problems = vec![format!("the comparison could not be made: {error:#}")];
         Findings { problems, ..Findings::default() }
     });
-    findings.problems.extend(ended.err().map(|error| format!("{error:#}")));
+    let mut skipped = None;
+    match ended.map_err(anyhow::Error::downcast::<Skipped>) {
+        Ok(()) => {}
+        Err(Ok(why)) => skipped = Some(why.0),
+        Err(Err(error)) => findings.problems.push(format!("{error:#}")),
+    }
     if let Err(error) = rig.ground.clear(&rig.site).await {
         crate::say(&format!("{}: not cleared: {error:#}", fault.name));
     }
-    put_together(fault, findings, &rig, begun.elapsed())
+    let injections = u64::from(skipped.is_none());
+    Outcome { skipped, injections, ..put_together(fault, findings, &rig, begun.elapsed()) }
 }
 
 /// A world that could not even be made.
@@ -69,6 +94,7 @@ fn assemble(fault: &Fault, findings: Findings, took: Duration) -> Outcome {
         name: fault.name,
         title: fault.title,
         class: fault.class(),
+        skipped: None,
         injections: 1,
         seconds: took.as_secs_f64(),
         recoveries: Vec::new(),

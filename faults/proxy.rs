@@ -1,4 +1,6 @@
 //! A TCP proxy between a replica and one of its servers, with weather: cut, frozen, slow, dripping, silent, torn.
+//!
+//! Where the server is one of several, it is a load balancer: who connects gets the first that takes connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -56,7 +58,7 @@ enum Way {
     Down,
 }
 
-/// A port of its own in front of a server.
+/// A port of its own in front of a server, or of several.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     sky: Arc<Sky>,
@@ -71,7 +73,8 @@ struct Sky {
 }
 
 impl Proxy {
-    pub(crate) async fn before(target: u16) -> anyhow::Result<Self> {
+    /// In front of the first of these ports that takes connections.
+    pub(crate) async fn before(targets: &[u16]) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let sky = Arc::new(Sky {
@@ -80,10 +83,10 @@ impl Proxy {
             hold_commit: AtomicBool::new(false),
             connections: AtomicU64::new(0),
         });
-        let shared = sky.clone();
+        let (shared, targets): (_, Arc<[u16]>) = (sky.clone(), targets.into());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(attend(client, target, shared.clone()));
+                tokio::spawn(attend(client, targets.clone(), shared.clone()));
             }
         });
         Ok(Self { port, sky })
@@ -131,7 +134,7 @@ impl Weather {
     }
 }
 
-async fn attend(mut client: TcpStream, target: u16, sky: Arc<Sky>) {
+async fn attend(mut client: TcpStream, targets: Arc<[u16]>, sky: Arc<Sky>) {
     sky.connections.fetch_add(1, Ordering::SeqCst);
     let mut weather = sky.weather.subscribe();
     let now = *weather.borrow_and_update();
@@ -144,7 +147,7 @@ async fn attend(mut client: TcpStream, target: u16, sky: Arc<Sky>) {
         }
         _ => {}
     }
-    let Ok(mut server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
+    let Some(mut server) = first_that_answers(&targets).await else { return };
     let mut struck = sky.struck.subscribe();
     struck.mark_unchanged();
     let strike = tokio::select! {
@@ -162,6 +165,15 @@ async fn attend(mut client: TcpStream, target: u16, sky: Arc<Sky>) {
             tokio::time::sleep(TORN_FOR).await;
         }
     }
+}
+
+async fn first_that_answers(targets: &[u16]) -> Option<TcpStream> {
+    for target in targets {
+        if let Ok(server) = TcpStream::connect(("127.0.0.1", *target)).await {
+            return Some(server);
+        }
+    }
+    None
 }
 
 async fn forward(client: &mut TcpStream, server: &mut TcpStream, sky: &Sky) {

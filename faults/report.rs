@@ -27,7 +27,7 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn failed(&self) -> usize {
-        self.outcomes.iter().filter(|outcome| !outcome.passed()).count()
+        self.outcomes.iter().filter(|outcome| outcome.failed()).count()
     }
 
     fn sum(&self, of: impl Fn(&Outcome) -> u64) -> u64 {
@@ -41,10 +41,11 @@ impl Report {
         let drains = sorted(outcomes.iter().flat_map(|o| o.drains.iter().copied()));
         let (lost, twice, partial) =
             (self.sum(|o| o.findings.lost), self.sum(|o| o.findings.twice), self.sum(|o| o.findings.partial));
-        let passed = outcomes.len() - self.failed();
+        let skipped: Vec<&str> = outcomes.iter().filter(|o| o.skipped.is_some()).map(|o| o.name).collect();
+        let (injected, passed) = (outcomes.len() - skipped.len(), outcomes.iter().filter(|o| o.passed()).count());
         let peak = outcomes.iter().map(|o| o.findings.peak).max().unwrap_or(0) >> 20;
         let mut rows = vec![
-            ("worlds: faults injected / passed".to_owned(), format!("{} / {passed}", outcomes.len())),
+            ("worlds: faults injected / passed".to_owned(), format!("{injected} / {passed}")),
             ("faults injected in all".to_owned(), self.sum(|o| o.injections).to_string()),
             ("kill -9 and deaths at kill points".to_owned(), self.sum(|o| o.tally.kills).to_string()),
             (
@@ -73,6 +74,9 @@ impl Report {
             ),
             ("recovery, p50 / p99 / max".to_owned(), spread(&recoveries)),
         ];
+        if !skipped.is_empty() {
+            rows.push(("**not injected on this machine**".to_owned(), skipped.join(", ")));
+        }
         let classes: BTreeSet<&str> = outcomes.iter().map(|o| o.class).collect();
         for class in classes.into_iter().filter(|class| *class != "c") {
             let own = sorted(outcomes.iter().filter(|o| o.class == class).flat_map(|o| o.recoveries.iter().copied()));
@@ -85,12 +89,12 @@ impl Report {
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         for outcome in &self.outcomes {
-            let verdict = if outcome.passed() { "ok    " } else { "FAILED" };
+            let verdict = outcome.verdict();
             let slowest =
                 outcome.recoveries.iter().max().map_or_else(String::new, |ms| format!(", recovered in {ms} ms"));
             let _ =
-                writeln!(text, "{verdict} {:16} {:5.1} s{slowest}  {}", outcome.name, outcome.seconds, outcome.title);
-            for problem in &outcome.findings.problems {
+                writeln!(text, "{verdict:7} {:16} {:5.1} s{slowest}  {}", outcome.name, outcome.seconds, outcome.title);
+            for problem in outcome.findings.problems.iter().chain(&outcome.skipped) {
                 let _ = writeln!(text, "       {problem}");
             }
         }
@@ -124,7 +128,7 @@ impl Report {
             let _ = writeln!(text, "| {name} | {value} |");
         }
         let _ = writeln!(text, "\n{}", self.signature());
-        let failed: Vec<&Outcome> = self.outcomes.iter().filter(|outcome| !outcome.passed()).collect();
+        let failed: Vec<&Outcome> = self.outcomes.iter().filter(|outcome| outcome.failed()).collect();
         for outcome in failed {
             let _ = writeln!(
                 text,
@@ -133,6 +137,11 @@ impl Report {
                 outcome.title,
                 outcome.findings.problems.join("; ")
             );
+        }
+        for outcome in &self.outcomes {
+            if let Some(why) = &outcome.skipped {
+                let _ = writeln!(text, "\nSKIPPED: {} ({}): {why}", outcome.name, outcome.title);
+            }
         }
         text
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use onceflow::dev::servers::Cluster;
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
@@ -30,6 +31,8 @@ const CONNECTIONS: i64 = 16 + 3 + 4 + 1;
 pub(crate) struct Setup {
     pub(crate) replicas: usize,
     pub(crate) quorum: bool,
+    /// A cluster of its own instead of the one broker; everybody's proxy goes to a node that lives.
+    pub(crate) cluster: bool,
     /// Events a second.
     pub(crate) rate: u64,
     pub(crate) poison_every: u64,
@@ -41,8 +44,16 @@ pub(crate) struct Setup {
 }
 
 /// The usual world.
-pub(crate) const PLAIN: Setup =
-    Setup { replicas: 1, quorum: false, rate: 200, poison_every: 0, again_every: 0, dies: "", settings: "" };
+pub(crate) const PLAIN: Setup = Setup {
+    replicas: 1,
+    quorum: false,
+    cluster: false,
+    rate: 200,
+    poison_every: 0,
+    again_every: 0,
+    dies: "",
+    settings: "",
+};
 
 /// What the fault did, for the table.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
@@ -63,6 +74,8 @@ pub(crate) struct Expect {
     pub(crate) strict_order: bool,
     /// Rows were parked, and a person handed them back: they come later than their successors.
     pub(crate) parked: bool,
+    /// The sink lost its connections with the nodes that they went to: what the broker had given it may come again behind what is newer.
+    pub(crate) sink_lost: bool,
     /// Events that must end as dead letters.
     pub(crate) doomed: BTreeSet<String>,
     /// Dead letters whose ids the product made, because the events had none.
@@ -81,6 +94,7 @@ pub(crate) struct Door {
 pub(crate) struct Rig {
     pub(crate) ground: Arc<Ground>,
     pub(crate) site: Site,
+    pub(crate) cluster: Option<Cluster>,
     pub(crate) doors: Vec<Door>,
     pub(crate) replicas: Vec<Option<Replica>>,
     pub(crate) producer: Producer,
@@ -101,20 +115,24 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) async fn start(ground: Arc<Ground>, label: &str, setup: Setup, seed: u64) -> anyhow::Result<Self> {
-        let site = ground.site(label).await?;
-        let client = connect(&site.database_url).await?;
-        let sink = Sink::start(&site.amqp_url).await?;
-        let mut doors = Vec::new();
-        for _ in 0..setup.replicas {
-            let broker = Proxy::before(port_of(&site.amqp_url)?).await?;
-            doors.push(Door { broker, database: Proxy::before(port_of(&site.database_url)?).await? });
+        let mut site = ground.site(label).await?;
+        let mut cluster = None;
+        if setup.cluster {
+            cluster = Some(ground.cluster(&mut site).await?);
+            // Producer and sink go to the last node, the replicas to the others.
+            let from_the_last: Vec<u16> = site.nodes.iter().rev().copied().collect();
+            site.amqp_url = with_port(&site.amqp_url, Proxy::before(&from_the_last).await?.port)?;
         }
+        let client = connect(&site.database_url).await?;
+        let sink = Sink::start(&site.amqp_url, setup.cluster).await?;
+        let doors = doors(&site, setup.replicas).await?;
         let feed = Feed { seed, poison_every: setup.poison_every, again_every: setup.again_every };
         let producer = Producer::start(&site.amqp_url, feed, setup.rate);
         let replicas = (0..setup.replicas).map(|_| None).collect();
         let mut rig = Self {
             ground,
             site,
+            cluster,
             doors,
             replicas,
             producer,
@@ -367,6 +385,11 @@ impl Rig {
     /// Everything comes to rest, the replicas stop, and the journals are compared with the database.
     pub(crate) async fn finish(mut self) -> (anyhow::Result<Findings>, Self) {
         let found = self.close_the_books().await;
+        if let Some(cluster) = self.cluster.take()
+            && let Err(error) = cluster.end().await
+        {
+            crate::say(&format!("the cluster stops by itself: {error}"));
+        }
         (found, self)
     }
 
@@ -399,6 +422,17 @@ impl Rig {
         findings.bounds(self.most_connections, CONNECTIONS * i64::try_from(self.setup.replicas)?);
         Ok(findings)
     }
+}
+
+/// Each replica goes to another node first, where there are several.
+async fn doors(site: &Site, replicas: usize) -> anyhow::Result<Vec<Door>> {
+    let mut doors = Vec::new();
+    let (mut nodes, database) = (site.nodes.clone(), [port_of(&site.database_url)?]);
+    for _ in 0..replicas {
+        doors.push(Door { broker: Proxy::before(&nodes).await?, database: Proxy::before(&database).await? });
+        nodes.rotate_left(1);
+    }
+    Ok(doors)
 }
 
 /// Looks again and again until `look` says yes.

@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::events::table;
+
 /// The sibling's queue.
 pub(crate) const QUEUE: &str = "faults.sibling";
 const EGRESS: &str = "onceflow.out";
@@ -35,6 +37,14 @@ pub(crate) struct Arrival {
     pub(crate) subject: String,
     /// Of the entity, where the payload tells it.
     pub(crate) version: Option<i64>,
+    /// The broker had given it to a connection of ours before, which was lost.
+    pub(crate) again: bool,
+}
+
+/// Where it consumes, and from what kind of queue.
+struct At {
+    amqp_url: String,
+    replicated: bool,
 }
 
 /// A running sink.
@@ -47,12 +57,13 @@ pub(crate) struct Sink {
 }
 
 impl Sink {
-    /// Declares its queue, bound to everything, and consumes.
-    pub(crate) async fn start(amqp_url: &str) -> anyhow::Result<Self> {
+    /// Declares its queue, bound to everything, and consumes. `replicated`: the queue survives the loss of a node.
+    pub(crate) async fn start(amqp_url: &str, replicated: bool) -> anyhow::Result<Self> {
         let arrived: Arc<Mutex<Vec<Arrival>>> = Arc::default();
         let (tell, mut bound) = watch::channel(0);
         let again = Arc::new(tokio::sync::Notify::new());
-        let task = tokio::spawn(consume_for_ever(amqp_url.to_owned(), arrived.clone(), tell, again.clone()));
+        let at = At { amqp_url: amqp_url.to_owned(), replicated };
+        let task = tokio::spawn(consume_for_ever(at, arrived.clone(), tell, again.clone()));
         bound.wait_for(|bound| *bound > 0).await.context("the sink has ended")?;
         Ok(Self { arrived, task, bound, again })
     }
@@ -90,38 +101,42 @@ impl Drop for Sink {
 }
 
 async fn consume_for_ever(
-    amqp_url: String,
+    at: At,
     arrived: Arc<Mutex<Vec<Arrival>>>,
     tell: watch::Sender<u64>,
     again: Arc<tokio::sync::Notify>,
 ) {
     loop {
         // Whatever ends it, it begins again.
-        if let Ok(Ok((connection, mut consumer))) = tokio::time::timeout(CONNECT_WITHIN, open(&amqp_url)).await {
-            tell.send_modify(|bound| *bound += 1);
-            tokio::select! {
-                () = consume(&mut consumer, &arrived) => {}
-                () = again.notified() => {}
+        let connecting = Connection::connect(&at.amqp_url, ConnectionProperties::default());
+        if let Ok(Ok(connection)) = tokio::time::timeout(CONNECT_WITHIN, connecting).await {
+            if let Ok(Ok(mut consumer)) = tokio::time::timeout(CONNECT_WITHIN, open(&connection, at.replicated)).await {
+                tell.send_modify(|bound| *bound += 1);
+                tokio::select! {
+                    () = consume(&mut consumer, &arrived) => {}
+                    () = again.notified() => {}
+                }
             }
-            drop(connection);
+            // A consumer that the broker starts after we have given up would keep messages for itself, and the connection alive.
+            // One that is gone already needs no close.
+            let _ = tokio::time::timeout(CONNECT_WITHIN, connection.close(200, "bye".into())).await;
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn open(amqp_url: &str) -> anyhow::Result<(Connection, lapin::Consumer)> {
-    let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await?;
+async fn open(connection: &Connection, replicated: bool) -> anyhow::Result<lapin::Consumer> {
     let channel = connection.create_channel().await?;
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     channel.exchange_declare(EGRESS.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(QUEUE.into(), durable, FieldTable::default()).await?;
+    let arguments = if replicated { table([("x-queue-type", "quorum")]) } else { FieldTable::default() };
+    channel.queue_declare(QUEUE.into(), durable, arguments).await?;
     let bind = QueueBindOptions::default();
     channel.queue_bind(QUEUE.into(), EGRESS.into(), "#".into(), bind, FieldTable::default()).await?;
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let consume = BasicConsumeOptions::default();
-    let consumer = channel.basic_consume(QUEUE.into(), "".into(), consume, FieldTable::default()).await?;
-    Ok((connection, consumer))
+    Ok(channel.basic_consume(QUEUE.into(), "".into(), consume, FieldTable::default()).await?)
 }
 
 async fn consume(consumer: &mut lapin::Consumer, arrived: &Mutex<Vec<Arrival>>) {
@@ -145,6 +160,7 @@ fn read(delivery: &Delivery) -> Arrival {
         event_type: delivery.routing_key.to_string(),
         subject: header("cloudEvents:subject"),
         version,
+        again: delivery.redelivered,
     }
 }
 
@@ -159,7 +175,8 @@ fn text<'a>(table: &'a FieldTable, name: &str) -> Option<&'a str> {
 fn write(arrivals: &[Arrival], file: &Path) -> std::io::Result<()> {
     let mut out = std::io::BufWriter::new(std::fs::File::create(file)?);
     for came in arrivals {
-        let line = json!({"id": came.message_id, "cause": came.cause, "type": came.event_type, "subject": came.subject, "version": came.version});
+        let line = json!({"id": came.message_id, "cause": came.cause, "type": came.event_type, "subject": came.subject,
+            "version": came.version, "again": came.again});
         writeln!(out, "{line}")?;
     }
     out.flush()

@@ -1,13 +1,15 @@
 //! D: what PostgreSQL does.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
 use super::process::{hold, until_blocked};
 use super::{Fault, TWO, Work, fault};
+use crate::disk::Disk;
 use crate::ground::connect;
-use crate::rig::{PLAIN, Rig, Setup, until};
+use crate::rig::{PLAIN, Rig, SOON, Setup, until};
 
 const IMPATIENT: Setup = Setup {
     settings: "database.statement_timeout = \"500ms\"\nretry.max_attempts = 100\nruntime.kill_switch_failures = 0",
@@ -25,6 +27,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("D7", "too many connections", no_connections),
     fault("D7.login", "the service's account may not log in", no_login),
     fault("D8", "the server comes back as a read-only standby and is promoted later", standby).set(TWO).alone(),
+    fault("D9", "disk full", disk_full),
     fault("D10.added", "column added under cached statements", column_added),
     fault("D10.dropped", "column renamed away and back", column_gone),
     fault("D14", "outbox rows become visible out of order", late_commit),
@@ -161,6 +164,56 @@ fn no_connections(rig: &mut Rig) -> Work<'_> {
 
 fn no_login(rig: &mut Rig) -> Work<'_> {
     Box::pin(locked_out(rig, "ALTER ROLE {role} NOLOGIN", "ALTER ROLE {role} LOGIN"))
+}
+
+fn disk_full(rig: &mut Rig) -> Work<'_> {
+    Box::pin(async move {
+        rig.expect.no_attempts = true;
+        rig.progress(50).await?;
+        rig.calm().await?;
+        let disk = moved_to_a_small_disk(rig).await?;
+        rig.producer.resume();
+        rig.progress(100).await?;
+        disk.fill()?;
+        let told = told_while_full(rig).await;
+        // Whatever was found, there must be room again.
+        disk.make_room()?;
+        told?;
+        rig.healed().await.map(drop)
+    })
+}
+
+/// All tables and indexes; the server's own files stay where they are.
+async fn moved_to_a_small_disk(rig: &mut Rig) -> anyhow::Result<Disk> {
+    let data: String = rig.client().await?.query_one("SHOW data_directory", &[]).await?.get(0);
+    let name = rig.site.name.clone();
+    let disk = Disk::of(rig.ground.servers.read().await.directory(), &name);
+    disk.mount(Path::new(&data)).await?;
+    rig.execute(&format!("CREATE TABLESPACE {name} LOCATION '{}'", disk.folder().display())).await?;
+    for kind in ["TABLE", "INDEX"] {
+        let begun = Instant::now();
+        // All locks or none, as the service also works while nothing arrives.
+        let moving = format!("ALTER {kind} ALL IN TABLESPACE pg_default SET TABLESPACE {name} NOWAIT");
+        while let Err(error) = rig.execute(&moving).await {
+            ensure!(begun.elapsed() < SOON, "the tables can't be moved: {error:#}");
+            rig.lasts(50).await;
+        }
+    }
+    Ok(disk)
+}
+
+/// The server answers all that only reads, and readiness is not taken in by that.
+async fn told_while_full(rig: &mut Rig) -> anyhow::Result<()> {
+    rig.shows(0, "onceflow_db_errors_total", "outage").await?;
+    rig.until_not_ready(0).await?;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(6) {
+        let told = rig.replica(0)?.readiness().await;
+        let names_it = told.as_ref().is_some_and(|(status, body)| *status == 503 && body.contains("53100"));
+        ensure!(names_it, "while the disk is full, readiness says {told:?}");
+        rig.lasts(100).await;
+    }
+    Ok(())
 }
 
 fn column_added(rig: &mut Rig) -> Work<'_> {

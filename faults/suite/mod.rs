@@ -1,6 +1,7 @@
 //! The faults: each is a small value. Their ids are those of the catalogue (`catalogue.rs`).
 
 pub(crate) mod broker;
+mod cluster;
 mod data;
 mod database;
 mod network;
@@ -58,8 +59,15 @@ const TWO: Setup = Setup { replicas: 2, ..PLAIN };
 
 /// All of them, those that need the servers for themselves last.
 pub(crate) fn all() -> Vec<Fault> {
-    let sections =
-        [process::FAULTS, network::FAULTS, database::FAULTS, data::FAULTS, operations::FAULTS, broker::FAULTS];
+    let sections = [
+        process::FAULTS,
+        network::FAULTS,
+        database::FAULTS,
+        data::FAULTS,
+        operations::FAULTS,
+        broker::FAULTS,
+        cluster::FAULTS,
+    ];
     let (alone, beside): (Vec<Fault>, Vec<Fault>) = sections.concat().into_iter().partition(|fault| fault.alone);
     [beside, alone].concat()
 }
