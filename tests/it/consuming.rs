@@ -26,6 +26,7 @@ fn link(url: String) -> Arc<Link> {
         tls: Tls::default(),
         name: "consuming".to_owned(),
         declare: true,
+        signs_as: None,
     };
     Arc::new(Link::new(settings, Purpose::Consume, Arc::new(Health::default())))
 }
