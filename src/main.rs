@@ -7,7 +7,7 @@ use clap::Parser;
 use onceflow::cli::{Cli, Exit};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     // Both TLS users would otherwise pick a provider of their own, or panic when they can't.
