@@ -5,27 +5,10 @@
 mod list;
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 
 use list::{By, CATALOGUE};
 
-/// The text of every source file below a folder.
-fn texts(below: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(below)];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                found.push(fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
-    found
-}
+use crate::tidy::texts;
 
 /// `fault("P2.after_claim", …` in the suite, as `P2`.
 fn injected() -> BTreeSet<String> {
