@@ -12,6 +12,7 @@ use super::producers::Producers;
 use super::wire::{self, Limits};
 use crate::broker::Delivery;
 use crate::event::{Envelope, Rejection};
+use crate::telemetry;
 
 /// A delivery, decoded as far as it can be.
 #[derive(Debug)]
@@ -68,6 +69,15 @@ impl Job {
         self.envelope().map_or("other", |e| &e.event_type)
     }
 
+    /// Counts how it was settled, and after what time.
+    pub(super) fn count(&self, consumer: &str, outcome: &'static str) {
+        let took = self.received.elapsed();
+        telemetry::processed(consumer, self.event_type(), outcome, took);
+        if self.history.replay_id.is_none() {
+            telemetry::live_delivery(consumer, took);
+        }
+    }
+
     /// Events with the same key take the same lane.
     pub(super) fn ordering_key(&self) -> &str {
         match self.envelope() {
@@ -107,7 +117,7 @@ impl InFlight {
 
     pub(super) fn enter(&self) -> InFlightGuard {
         self.count.send_modify(|n| *n += 1);
-        crate::telemetry::in_flight(self.consumer, 1);
+        telemetry::in_flight(self.consumer, 1);
         InFlightGuard(self.clone())
     }
 
@@ -127,6 +137,6 @@ pub(super) struct InFlightGuard(InFlight);
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.count.send_modify(|n| *n -= 1);
-        crate::telemetry::in_flight(self.0.consumer, -1);
+        telemetry::in_flight(self.0.consumer, -1);
     }
 }

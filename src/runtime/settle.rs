@@ -74,7 +74,7 @@ impl Settler {
                     "ignored"
                 }
             };
-            telemetry::processed(self.consumer, job.event_type(), outcome, job.received.elapsed());
+            job.count(self.consumer, outcome);
             // A copy of a replay that was dealt with before comes again only because its ack was lost.
             if job.history.replay_id.is_some() && !(outcome == "duplicate" && job.delivery.redelivered) {
                 telemetry::replays(self.consumer, "succeeded", 1);
@@ -126,7 +126,7 @@ impl Settler {
         self.ack(std::slice::from_ref(&job)).await;
         let rung_ms = u64::try_from(rung.as_millis()).unwrap_or(u64::MAX);
         telemetry::retry_scheduled(self.consumer, rung_ms, code);
-        telemetry::processed(self.consumer, job.event_type(), "retry", job.received.elapsed());
+        job.count(self.consumer, "retry");
         let attempt = job.history.attempts.saturating_add(1);
         let event = job.envelope().map_or("", |e| &e.id);
         info!(
@@ -193,7 +193,7 @@ impl Settler {
         self.ack(std::slice::from_ref(&job)).await;
         let (stage, reason) = (rejection.stage.as_str(), rejection.code);
         telemetry::dead_letter(self.consumer, metric_reason(rejection));
-        telemetry::processed(self.consumer, job.event_type(), "dead", job.received.elapsed());
+        job.count(self.consumer, "dead");
         warn!(consumer = self.consumer, event.id = event_id, stage, reason, "event {event_id} is dead: {rejection}");
     }
 

@@ -97,7 +97,7 @@ impl Settler {
     async fn held(&self, jobs: &[Job]) {
         self.ack(jobs).await;
         for job in jobs {
-            telemetry::processed(self.consumer, job.event_type(), "held", job.received.elapsed());
+            job.count(self.consumer, "held");
             let event = job.envelope().map_or("", |e| &e.id);
             debug!(consumer = self.consumer, event.id = event, "event {event} waits behind one of its key that failed");
         }
@@ -112,7 +112,7 @@ impl Settler {
         self.ack(std::slice::from_ref(&job)).await;
         let rung_ms = u64::try_from(self.rung().as_millis()).unwrap_or(u64::MAX);
         telemetry::retry_scheduled(self.consumer, rung_ms, "held");
-        telemetry::processed(self.consumer, job.event_type(), "retry", job.received.elapsed());
+        job.count(self.consumer, "retry");
     }
 
     fn round(&self, waiting: Waiting<'_>) -> Outgoing {

@@ -22,7 +22,7 @@ struct Handles {
     end_to_end: Histogram,
     message_size: Histogram,
     in_flight: Gauge,
-    /// How long deliveries took since the start, by the bounds of the histogram, which can't be asked either.
+    /// How long live deliveries took since the start, by the bounds of the histogram, which can't be asked either.
     took: [AtomicU64; DURATIONS],
     /// Deliveries settled since the start, for the status: the recorder can't be asked for a number.
     settled: [AtomicU64; OUTCOMES.len()],
@@ -103,11 +103,17 @@ pub fn processed(consumer: &str, event_type: &str, outcome: &'static str, took: 
     with(consumer, |handles| {
         handles.settled[place].fetch_add(1, Ordering::Relaxed);
         handles.process_duration[place].record(took);
-        let slot = PROCESS_BOUNDS.partition_point(|bound| *bound < took.as_secs_f64());
-        handles.took[slot].fetch_add(1, Ordering::Relaxed);
         if let Some(of_type) = handles.of_type(event_type) {
             of_type.processed[place].increment(1);
         }
+    });
+}
+
+/// A delivery that is no replay was settled after so long: what replays must not slow down.
+pub fn live_delivery(consumer: &str, took: Duration) {
+    with(consumer, |handles| {
+        let slot = PROCESS_BOUNDS.partition_point(|bound| *bound < took.as_secs_f64());
+        handles.took[slot].fetch_add(1, Ordering::Relaxed);
     });
 }
 
@@ -131,7 +137,7 @@ pub fn settled_since_start(consumer: &str) -> BTreeMap<String, u64> {
     settled
 }
 
-/// How long this process has taken for deliveries of a consumer since its start; `None` where it has no such consumer.
+/// How long this process has taken for deliveries of a consumer since its start, without replays; `None` where it has no such consumer.
 pub fn durations_since_start(consumer: &str) -> Option<Durations> {
     let mut durations = None;
     with(consumer, |handles| {

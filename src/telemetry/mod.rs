@@ -8,7 +8,7 @@ mod metrics;
 mod names;
 mod recent;
 
-pub use hot::{durations_since_start, end_to_end, in_flight, processed, received, settled_since_start};
+pub use hot::{durations_since_start, end_to_end, in_flight, live_delivery, processed, received, settled_since_start};
 pub use install::{InstallError, MetricsHandle, install};
 pub use metrics::{
     DeadLetters, OutboxTotals, PoolTotals, admin_request, admin_routes, config_reload, dead_letters, held_events,

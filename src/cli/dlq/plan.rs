@@ -75,8 +75,8 @@ pub(in crate::cli) fn say_hints(context: &Context, plan: &Plan) {
 fn busy(target: &Target) -> String {
     let backlog =
         target.backlog.map_or("how much waits for it is not known".to_owned(), |n| format!("{n} messages wait for it"));
-    let p95 = target.p95_ms.map_or("too few deliveries here to tell how long they take".to_owned(), |ms| {
-        format!("95 of 100 deliveries take up to {ms} ms")
+    let p95 = target.p95_ms.map_or("too few live deliveries here to tell how long they take".to_owned(), |ms| {
+        format!("95 of 100 live deliveries take up to {ms} ms")
     });
     format!("{backlog}; {p95}")
 }

@@ -52,7 +52,7 @@ pub struct Target {
     pub consumer: String,
     /// Messages that wait for it at the broker.
     pub backlog: Option<u64>,
-    /// Milliseconds within which 95 of 100 of its last deliveries were settled.
+    /// Milliseconds, rounded up, within which 95 of 100 of its last deliveries that are no replays were settled.
     pub p95_ms: Option<u64>,
 }
 
@@ -72,6 +72,6 @@ pub async fn hints(tx: &Tx, action: Action, plan: &Plan, loads: &Loads) -> Resul
 
 fn target(consumer: &str, loads: &Loads) -> Target {
     let load = loads.of(consumer);
-    let p95_ms = load.p95.map(|p95| u64::try_from(p95.as_millis()).unwrap_or(u64::MAX));
+    let p95_ms = load.p95.map(|p95| u64::try_from(p95.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX));
     Target { consumer: consumer.to_owned(), backlog: load.backlog, p95_ms }
 }

@@ -31,15 +31,18 @@ const LOOK_WITHIN: Duration = Duration::from_secs(1);
 pub struct Load {
     /// Messages that wait in its queues, without those that are being worked on.
     pub backlog: Option<u64>,
-    /// Within this time 95 of 100 of its last deliveries were settled here.
+    /// Within this time 95 of 100 of its last deliveries that are no replays were settled here.
     pub p95: Option<Duration>,
 }
 
-impl Load {
-    /// The worse of each.
-    fn or_worse(self, other: Self) -> Self {
-        Self { backlog: self.backlog.max(other.backlog), p95: self.p95.max(other.p95) }
-    }
+/// How long the deliveries of a consumer take here that are no replays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Live {
+    pub(super) consumer: &'static str,
+    /// Within this time 95 of 100 were settled, of those of the last seconds.
+    pub(super) p95: Duration,
+    /// The same of as few of the last as tell it.
+    pub(super) lately: Duration,
 }
 
 /// Where to look.
@@ -117,9 +120,18 @@ impl Loads {
         Load { backlog: seen.backlogs.get(consumer).copied(), p95: seen.durations.get(consumer).and_then(Recent::p95) }
     }
 
-    /// The worst of these consumers.
-    pub(super) fn busiest<'a>(&self, consumers: impl Iterator<Item = &'a str>) -> Load {
-        consumers.map(|consumer| self.of(consumer)).fold(Load::default(), Load::or_worse)
+    /// Of these consumers, the backlog of the one that most waits for.
+    pub(super) fn longest_backlog<'a>(&self, consumers: impl Iterator<Item = &'a str>) -> Option<u64> {
+        let seen = self.lock();
+        consumers.filter_map(|consumer| seen.backlogs.get(consumer).copied()).max()
+    }
+
+    /// How long live deliveries take of each consumer that has enough of them to tell.
+    pub(super) fn live(&self) -> Vec<Live> {
+        let live = |(consumer, recent): (&&'static str, &Recent)| {
+            Some(Live { consumer, p95: recent.p95()?, lately: recent.p95_lately()? })
+        };
+        self.lock().durations.iter().filter_map(live).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
@@ -155,10 +167,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_several_consumers_the_worst_counts_and_what_is_unknown_does_not() {
+    fn of_several_consumers_the_longest_backlog_counts_and_what_is_unknown_does_not() {
         let loads = Loads::default();
-        assert_eq!(loads.busiest(["a", "b"].into_iter()), Load::default());
+        assert_eq!(loads.longest_backlog(["a", "b"].into_iter()), None);
         loads.lock().backlogs = BTreeMap::from([("a".to_owned(), 7), ("b".to_owned(), 3)]);
-        assert_eq!(loads.busiest(["a", "b", "c"].into_iter()), Load { backlog: Some(7), p95: None });
+        assert_eq!(loads.longest_backlog(["a", "b", "c"].into_iter()), Some(7));
     }
 }

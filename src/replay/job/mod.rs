@@ -34,8 +34,9 @@
 //!   outage never looks like a failed replay.
 //! - *The broker is away*: nothing more is sent, and `waits_for` says so; what was committed waits in the outbox.
 //! - *The consumer is paused*: its dead letters stay waiting.
-//! - *The consumer is slow or has much else to do*: the rate is halved until results catch up, its deliveries take no longer than they
-//!   did, and what waits for it at the broker is less; then it rises again. What this process can't see is left out of account.
+//! - *The consumer is slow or has much else to do, or live deliveries of any consumer take longer*: the rate is halved until results
+//!   catch up, live deliveries take their usual time, and what waits at the broker is less; then it rises again, carefully near what was
+//!   too much. What this process can't see is left out of account.
 //! - *Replays fail again*: their dead letters are open again with one replay more; at [`REPLAY_CAP`] they are parked, which means
 //!   that no job takes them. A failed canary pauses; ten failures in a row, or more than half of the last fifty, stop the job.
 //! - *Somebody else dealt with a dead letter meanwhile*: it is skipped, with the reason.
@@ -45,11 +46,14 @@ mod hints;
 mod load;
 mod machine;
 mod model;
+mod pace;
 mod plan;
 mod plan_store;
 mod preview;
 mod runner;
 mod store;
+#[cfg(test)]
+mod world;
 
 pub use control::{approve, cancel, job, jobs, pause, resume, set_rate, start, totals};
 pub use hints::{Hints, Preview, Target, hints};

@@ -14,9 +14,10 @@ use uuid::Uuid;
 
 use super::super::store as letters;
 use super::control::{books, count_cancelled};
-use super::load::{Load, Loads};
-use super::machine::{self, Next, Pace, View};
+use super::load::{Live, Loads};
+use super::machine::{self, Next, View};
 use super::model::{Action, Job, State};
+use super::pace::Pace;
 use super::store::{self, End, Ended, Lease, Locked, Picked};
 use crate::db::{Class, DbError, Pool, Tx};
 use crate::health::{Check, Health};
@@ -24,7 +25,7 @@ use crate::pacing::Pacing;
 use crate::telemetry;
 
 /// Between two steps of a job, by how fast it goes.
-const STEP_EVERY: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_millis(200);
+const STEP_EVERY: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(200);
 /// How often jobs are looked for that nobody runs.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A lease is renewed by every step that changes something, and after this at the latest; well below [`super::LEASE`].
@@ -173,7 +174,8 @@ async fn step(runner: &Runner, mine: &mut Mine, now: Duration) -> Result<Stepped
     let before = locked.job.clone();
     take_in(&mut locked, store::settle(&tx, mine.lease.job, MOST_RESULTS).await?);
     let obstacle = obstacle(&runner.health, &locked.job);
-    let load = runner.loads.busiest(locked.job.plan.kinds.iter().map(|kind| kind.consumer.as_str()));
+    let backlog = runner.loads.longest_backlog(locked.job.plan.kinds.iter().map(|kind| kind.consumer.as_str()));
+    let load = (backlog, &*runner.loads.live());
     let next = machine::next(&view(&locked, load, obstacle), &mut mine.pace, now);
     let slowed = || mine.pace.slowed(locked.job.settings.rate);
     let waits_for = if wants_to_send(&locked.job) { obstacle.map(ToOwned::to_owned).or_else(slowed) } else { None };
@@ -243,7 +245,7 @@ fn take_in(locked: &mut Locked, results: Vec<Ended>) {
     }
 }
 
-fn view<'a>(locked: &'a Locked, load: Load, obstacle: Option<&'a str>) -> View<'a> {
+fn view<'a>(locked: &'a Locked, (backlog, live): (Option<u64>, &'a [Live]), obstacle: Option<&'a str>) -> View<'a> {
     let job = &locked.job;
     View {
         action: job.action,
@@ -259,7 +261,8 @@ fn view<'a>(locked: &'a Locked, load: Load, obstacle: Option<&'a str>) -> View<'
         recent: &locked.recent,
         hold_over: locked.hold_over,
         oldest: Duration::try_from_secs_f64(locked.oldest_seconds).unwrap_or_default(),
-        load,
+        backlog,
+        live,
         obstacle,
     }
 }
