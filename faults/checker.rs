@@ -28,7 +28,7 @@ const INBOX_WITHOUT_TEXT: &str =
     AND NOT EXISTS (SELECT FROM onceflow.sms_request r WHERE i.event_id = r.event_id)";
 /// Rows still there, rows removed after their confirm, rows that events made.
 const BOOKS: &str =
-    "SELECT (SELECT count(*) FROM onceflow.outbox), (SELECT sum(confirmed)::bigint FROM onceflow.outbox_partition),
+    "SELECT (SELECT count(*) FROM onceflow.outbox), (SELECT sum(confirmed)::bigint FROM onceflow.outbox_books),
     (SELECT coalesce(sum(downstream), 0)::bigint FROM onceflow.inbox)";
 const WHOLE_INBOX: &str = "SELECT (to_jsonb(i) - 'fingerprint')::text FROM onceflow.inbox i ORDER BY processed_at";
 const ATTEMPTS: &str = "SELECT count(*) FROM onceflow.attempt WHERE stage <> 'decode'";

@@ -32,7 +32,8 @@ pub struct Settings {
     /// Shown in `pg_stat_activity`.
     pub application_name: String,
     /// Rows come and go so fast that an index is mostly entries of rows that are gone. Only plain index scans mark those, so that the
-    /// next one skips them; a bitmap scan visits them all again until the next vacuum.
+    /// next one skips them; a bitmap scan visits them all again until the next vacuum. And by its statistics such a table is nearly
+    /// empty, so that the planner would as soon read all of it.
     pub rows_are_short_lived: bool,
 }
 
@@ -205,7 +206,7 @@ pub(super) fn client_config(settings: &Settings) -> Result<Config, SettingsError
             "-c statement_timeout={ms} -c lock_timeout={ms} -c idle_in_transaction_session_timeout=60000 \
              -c default_transaction_read_only=on -c search_path=onceflow,pg_temp {scans}",
             ms = settings.statement_timeout.as_millis(),
-            scans = if settings.rows_are_short_lived { "-c enable_bitmapscan=off" } else { "" },
+            scans = if settings.rows_are_short_lived { "-c enable_bitmapscan=off -c enable_seqscan=off" } else { "" },
         ));
     Ok(config)
 }

@@ -49,7 +49,7 @@ BEGIN
     END IF;
     FOR thing IN
         SELECT format('onceflow.%I', relname) FROM pg_class
-        WHERE relnamespace = 'onceflow'::regnamespace AND relkind IN ('r', 'p') AND relowner <> 'onceflow_owner'::regrole
+        WHERE relnamespace = 'onceflow'::regnamespace AND relkind IN ('r', 'p', 'v') AND relowner <> 'onceflow_owner'::regrole
         ORDER BY relname
     LOOP
         EXECUTE format('ALTER TABLE %s OWNER TO onceflow_owner', thing);
@@ -78,7 +78,7 @@ GRANT USAGE ON SCHEMA onceflow TO onceflow_app, onceflow_relay, onceflow_readonl
 -- The service: rows of its tables, nothing of their shape.
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA onceflow TO onceflow_app;
 REVOKE INSERT, UPDATE, DELETE ON onceflow.refinery_schema_history, onceflow.sms_template, onceflow.outbox_partition,
-    onceflow.outbox_relay FROM onceflow_app;
+    onceflow.outbox_relay, onceflow.outbox_tally FROM onceflow_app;
 -- Tokens are revoked and never removed; the audit is only added to. Old rows of it go through onceflow.prune_audit.
 REVOKE DELETE ON onceflow.api_token FROM onceflow_app;
 REVOKE UPDATE, DELETE ON onceflow.audit FROM onceflow_app;
@@ -87,8 +87,9 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA onceflow TO onceflow_app;
 
 -- The relay: reads rows, removes what was confirmed, parks the rest; its leases.
 GRANT SELECT, DELETE, UPDATE (writer, attempts, parked_at, parked_reason) ON onceflow.outbox TO onceflow_relay;
-GRANT SELECT, UPDATE (holder, epoch, expires_at, confirmed, replayed) ON onceflow.outbox_partition TO onceflow_relay;
+GRANT SELECT, UPDATE (holder, epoch, expires_at, confirmed, replayed, floor) ON onceflow.outbox_partition TO onceflow_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON onceflow.outbox_relay TO onceflow_relay;
+GRANT SELECT, INSERT, DELETE ON onceflow.outbox_tally TO onceflow_relay;
 GRANT SELECT ON SEQUENCE onceflow.outbox_seq_seq TO onceflow_relay;
 GRANT onceflow_relay TO onceflow_app;
 

@@ -21,7 +21,7 @@ use super::error::{Class, DbError};
 const CLEAN: &str = "RESET ALL; SELECT pg_advisory_unlock_all(); DISCARD TEMP";
 /// Outside a transaction the session can't write (`default_transaction_read_only`, see the pool), so that a statement that was
 /// sent together with a BEGIN that fails has no effect.
-const BEGIN: &str = "BEGIN READ WRITE";
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 /// Longest wait for it: a connection that lay idle may be dead without a word.
 const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 /// In an aborted transaction the first statement fails, where COMMIT alone would report success (§1.2).

@@ -174,7 +174,7 @@ const BOOKS: &str = "
     WITH books AS (
         SELECT (SELECT coalesce(sum(downstream), 0) FROM onceflow.inbox) AS made,
                (SELECT count(*) FROM onceflow.outbox WHERE exchange IS NULL) AS waiting,
-               (SELECT coalesce(sum(confirmed), 0) FROM onceflow.outbox_partition) AS confirmed,
+               (SELECT coalesce(sum(confirmed), 0) FROM onceflow.outbox_books) AS confirmed,
                (SELECT coalesce(sum(jsonb_array_length(detail -> 'ids')), 0) FROM onceflow.audit
                 WHERE action = 'outbox.discard' AND jsonb_typeof(detail -> 'ids') = 'array') AS discarded
     ), broken AS (

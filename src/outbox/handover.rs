@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::floor::Floors;
 use super::row::Pending;
 
 /// Most rows that wait here for the relay.
@@ -50,6 +51,8 @@ struct State {
     open: bool,
     /// Partitions that the relay of this process publishes.
     held: Arc<[i16]>,
+    /// Their floors.
+    floors: Arc<Floors>,
     look: bool,
     doubt_until: Option<Instant>,
 }
@@ -119,12 +122,20 @@ impl Handover {
         let mut state = self.state();
         let number = state.first + state.slots.len() as u64;
         state.slots.push_back(Slot::Undecided);
-        Ticket { handover: self.clone(), number, held: state.held.clone(), decided: false }
+        let (held, floors) = (state.held.clone(), state.floors.clone());
+        Ticket { handover: self.clone(), number, held, floors, decided: false }
     }
 
-    /// From now on the relay publishes these partitions.
+    /// From now on the relay publishes these partitions, of which nothing more is known.
     pub(super) fn set_held(&self, held: Vec<i16>) {
-        self.state().held = held.into();
+        let mut state = self.state();
+        state.floors = Arc::new(Floors::unknown(held.len()));
+        state.held = held.into();
+    }
+
+    /// The floors of the partitions that are held, in their order.
+    pub(super) fn set_floors(&self, floors: Floors) {
+        self.state().floors = Arc::new(floors);
     }
 
     /// From now on rows are kept for the relay.
@@ -210,13 +221,15 @@ pub struct Ticket {
     handover: Handover,
     number: u64,
     held: Arc<[i16]>,
+    floors: Arc<Floors>,
     decided: bool,
 }
 
 impl Ticket {
-    /// The partitions that the relay of this process publishes: where rows of others may come before those of this transaction.
-    pub(super) fn held(&self) -> &[i16] {
-        &self.held
+    /// The partitions that the relay of this process publishes, with their floors: where rows of others may come before those of this
+    /// transaction.
+    pub(super) fn held(&self) -> (&[i16], &Floors) {
+        (&self.held, &self.floors)
     }
 
     /// The transaction is committed with these rows; `look` when others have rows in the partitions that were held.
@@ -302,7 +315,7 @@ mod tests {
         let handover = open();
         handover.set_held(vec![1, 2]);
         let before = handover.ticket();
-        assert_eq!(before.held(), [1, 2]);
+        assert_eq!(before.held(), (&[1, 2][..], &Floors::unknown(2)));
         handover.set_held(vec![1, 2, 3]);
         before.committed(vec![pending("a", 1)], false);
         assert!(handover.take(100).look, "nobody has asked about 3");

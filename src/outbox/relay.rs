@@ -1,6 +1,7 @@
 //! The relay: publishes the rows that its supply brings and has them removed. See the module's protocol.
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,8 @@ use crate::telemetry;
 const WAVE_ROWS: usize = 500;
 /// Most bytes in flight, one row aside.
 const WAVE_BYTES: usize = 4 * 1024 * 1024;
+/// A wave that isn't confirmed after so long is told (I8: within 10 s).
+const CONFIRMS_LATE_AFTER: Duration = Duration::from_secs(5);
 
 /// What to do with a downstream event that no queue is bound for.
 #[derive(Debug, Clone, Default)]
@@ -157,7 +160,10 @@ impl Relay {
                 }
                 Err(interrupted) => {
                     self.report(&interrupted);
-                    self.supply.start_over();
+                    match interrupted {
+                        Interrupted::Database(_) => self.supply.trust_nothing(),
+                        Interrupted::Broker(_) | Interrupted::LeaseRanOut => self.supply.start_over(),
+                    }
                     Some(pacing.next_wait())
                 }
             };
@@ -232,7 +238,7 @@ impl Relay {
         }
         let batch: Vec<Outgoing> = rows.iter_mut().map(|row| outgoing(row, &self.settings.egress)).collect();
         let started = Instant::now();
-        let sorted = match self.publisher.publish(batch, stop).await {
+        let sorted = match self.patiently(self.publisher.publish(batch, stop)).await {
             Ok(fates) => {
                 failpoint::hit("relay_after_confirm");
                 telemetry::outbox_publish_duration(started.elapsed());
@@ -252,6 +258,18 @@ impl Relay {
         self.park(&sorted.park).await?;
         self.supply.block(sorted.refused);
         Ok(())
+    }
+
+    /// Says so long before a wave is given up: a queue without its majority confirms nothing, and nothing else shows it.
+    async fn patiently<T>(&self, publishing: impl Future<Output = T>) -> T {
+        let mut publishing = pin!(publishing);
+        match tokio::time::timeout(CONFIRMS_LATE_AFTER, publishing.as_mut()).await {
+            Ok(published) => published,
+            Err(_) => {
+                self.waits(&format!("the broker has confirmed nothing for {} s", CONFIRMS_LATE_AFTER.as_secs()));
+                publishing.await
+            }
+        }
     }
 
     fn sort(&self, rows: &[Pending], fates: Vec<Fate>) -> Sorted {
@@ -294,7 +312,11 @@ impl Relay {
             Interrupted::Broker(error) => error.to_string(),
             Interrupted::LeaseRanOut => "its leases ran out before they were renewed".to_owned(),
         };
-        if self.health.set("relay", Check::Waiting(why.clone())) {
+        self.waits(&why);
+    }
+
+    fn waits(&self, why: &str) {
+        if self.health.set("relay", Check::Waiting(why.to_owned())) {
             warn!("the relay waits: {why}; rows stay in the outbox");
         }
     }
@@ -314,8 +336,6 @@ fn ended(what: &str, ended: Result<(), tokio::task::JoinError>) {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
-
     use futures_util::future::poll_immediate;
 
     use super::*;

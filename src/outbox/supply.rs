@@ -4,6 +4,7 @@ use foldhash::{HashMap, HashMapExt as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::floor::Floor;
 use super::handover::Handover;
 use super::lease::Grant;
 use super::lineup::{AtHand, Lineup};
@@ -46,6 +47,7 @@ pub(super) struct Supply {
     lineup: Lineup,
     source: Source,
     look: LookTimer,
+    floor: Floor,
     /// Keys of which a row was refused, until they are tried again: their rows are only in the table.
     blocked: HashMap<Arc<str>, Instant>,
     /// Hot keys with their partition: rows beyond those at hand are only in the table.
@@ -83,6 +85,7 @@ impl Supply {
             lineup: Lineup::default(),
             source: Source::Table,
             look: LookTimer::now(),
+            floor: Floor::default(),
             blocked: HashMap::new(),
             aside: HashMap::new(),
             crowds: HashMap::new(),
@@ -99,6 +102,7 @@ impl Supply {
         self.grant = grant;
         if changed {
             self.start_over();
+            self.floor.forget();
             self.handover.set_held(self.grant.partitions());
         }
         changed
@@ -145,6 +149,13 @@ impl Supply {
         let until = Instant::now() + REFUSED_PAUSE;
         self.blocked.extend(keys.into_iter().map(|key| (key, until)));
         self.start_over();
+    }
+
+    /// After trouble with the database: it may be another one by now.
+    pub(super) fn trust_nothing(&mut self) {
+        self.start_over();
+        self.floor.forget();
+        self.tell_floors();
     }
 
     /// Forgets the rows at hand: all of them are in the table.
@@ -206,8 +217,11 @@ impl Supply {
     }
 
     async fn others_have_rows(&mut self) -> Result<bool, DbError> {
+        self.raise_floor().await?;
+        let partitions = self.grant.partitions();
+        let floors = self.floor.of(&partitions);
         let tx = self.pool.begin().await?;
-        let others = store::others_have_rows(&tx, &self.grant.partitions(), self.handover.writer()).await?;
+        let others = store::others_have_rows(&tx, (&partitions, &floors), self.handover.writer()).await?;
         tx.commit_repeatable().await?;
         self.look.found(usize::from(others));
         Ok(others)
@@ -217,7 +231,32 @@ impl Supply {
         let tx = self.pool.begin().await?;
         let last = store::last_seq(&tx).await?;
         tx.commit_repeatable().await?;
-        Ok(last)
+        Ok(last.seq)
+    }
+
+    async fn raise_floor(&mut self) -> Result<(), DbError> {
+        if !self.floor.is_due(Instant::now()) {
+            return Ok(());
+        }
+        let partitions = self.grant.partitions();
+        let tx = self.pool.begin().await?;
+        // In this order: who holds no lock by then has ended, or takes a higher number.
+        let last = store::last_seq(&tx).await?;
+        let writing = store::writing(&tx).await?;
+        if let Some(settled) = self.floor.seen(Instant::now(), last, writing) {
+            let lowest = store::lowest(&tx, (&partitions, &self.floor.of(&partitions))).await?;
+            self.floor.raise(settled, &lowest);
+        }
+        if self.floor.is_to_be_saved(Instant::now()) {
+            store::save_floors(&tx, (&partitions, &self.floor.of(&partitions)), &self.grant.holder).await?;
+        }
+        tx.commit_repeatable().await?;
+        self.tell_floors();
+        Ok(())
+    }
+
+    fn tell_floors(&self) {
+        self.handover.set_floors(self.floor.of(&self.grant.partitions()));
     }
 
     fn take_handed(&mut self, rows: Vec<Pending>) {
@@ -284,13 +323,16 @@ impl Supply {
         Ok(())
     }
 
-    async fn read(&self, places: &[Place], until: Option<i64>, without: &[Arc<str>]) -> Result<Found, DbError> {
+    async fn read(&mut self, places: &[Place], until: Option<i64>, without: &[Arc<str>]) -> Result<Found, DbError> {
+        self.raise_floor().await?;
         self.sweep.room().await;
+        let partitions: Vec<i16> = places.iter().map(|(partition, _)| *partition).collect();
+        let floors = self.floor.of(&partitions);
         let known: Vec<i64> = self.lineup.seqs().chain(self.sweep.known()).collect();
         let without_keys: Vec<&str> = without.iter().map(|key| &**key).collect();
         let tx = self.pool.begin().await?;
         let (limit, bytes) = (LOOK_ROWS, LOOK_BYTES);
-        let look = Look { places, until, limit, bytes, without_keys: &without_keys, known: &known };
+        let look = Look { places, floors: &floors, until, limit, bytes, without_keys: &without_keys, known: &known };
         let found = store::ready(&tx, look).await?;
         tx.commit_repeatable().await?;
         Ok(found)

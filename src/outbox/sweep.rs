@@ -10,7 +10,7 @@ use std::time::Duration;
 use foldhash::HashSet;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::lease::Grant;
@@ -28,6 +28,8 @@ const MOST: usize = 2_000;
 const WAIT: Duration = Duration::from_millis(100);
 /// So many rows may wait; then publishing waits too.
 const MOST_WAITING: usize = 4_000;
+/// After so many removals their books are added up.
+const ADD_UP_EVERY: u32 = 256;
 /// How many published rows are remembered, to recognise one that is handed over late.
 const REMEMBERED: usize = 32_768;
 
@@ -106,6 +108,8 @@ impl Sweep {
     /// Removes until `stop`, and then what is left.
     pub(super) async fn run(self, pool: Pool, grants: watch::Receiver<Grant>, stop: CancellationToken) {
         let mut pacing = Pacing::reconnect();
+        // Those before us may have left some.
+        let mut noted = ADD_UP_EVERY;
         loop {
             let stopping = stop.run_until_cancelled(self.gathered()).await.is_none();
             let rows = self.take();
@@ -117,6 +121,7 @@ impl Sweep {
                 Ok(()) => {
                     self.state().removing.clear();
                     pacing.reset();
+                    noted += 1;
                 }
                 // The rows stay and will be published again, by us or by others.
                 Err(error) if stopping => {
@@ -130,6 +135,10 @@ impl Sweep {
                 }
             }
             self.removed.notify_waiters();
+            if noted >= ADD_UP_EVERY {
+                noted = 0;
+                add_up(&pool, &grant).await;
+            }
         }
     }
 
@@ -194,4 +203,16 @@ async fn remove(pool: &Pool, grant: &Grant, rows: &[Confirmed]) -> Result<(), Db
     tx.commit_repeatable().await?;
     telemetry::outbox_published("confirmed", u64::try_from(removed).unwrap_or(0));
     Ok(())
+}
+
+/// The books are right either way: what could not be added up now is later.
+async fn add_up(pool: &Pool, grant: &Grant) {
+    let added = async {
+        let tx = pool.begin().await?;
+        store::add_up(&tx, grant).await?;
+        tx.commit_repeatable().await
+    };
+    if let Err(error) = added.await {
+        debug!(%error, "the books of the outbox are added up later: {error}");
+    }
 }

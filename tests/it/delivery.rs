@@ -113,7 +113,7 @@ async fn i4_an_unroutable_downstream_event_is_parked_with_the_reason_and_not_los
     stack.bind_sibling().await;
     stack.client.execute("UPDATE onceflow.outbox SET parked_at = NULL, parked_reason = NULL", &[]).await.unwrap();
     assert_eq!(stack.downstream().await.len(), 1);
-    assert_eq!(stack.count("SELECT sum(confirmed)::bigint FROM onceflow.outbox_partition").await, 1);
+    assert_eq!(stack.count("SELECT sum(confirmed)::bigint FROM onceflow.outbox_books").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -288,7 +288,7 @@ async fn a_replay_reaches_only_the_consumer_that_failed_keeps_its_id_and_closes_
     assert!(matches!(tx.commit().await, Commit::Committed));
     assert_eq!(stack.outcome("later").await, "applied");
     stack.until_count("SELECT count(*) FROM onceflow.dead_letter WHERE state = 'replayed'", 1).await;
-    stack.until_count("SELECT sum(replayed)::bigint FROM onceflow.outbox_partition", 1).await;
+    stack.until_count("SELECT sum(replayed)::bigint FROM onceflow.outbox_books", 1).await;
     assert_eq!(stack.count(LEDGER).await, 1);
     assert_eq!(stack.downstream().await.len(), 1, "nothing but the event's own downstream reached the sibling");
 }

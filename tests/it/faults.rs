@@ -78,7 +78,7 @@ async fn i4_relay_death_after_publish_before_the_confirm_publishes_again_with_th
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i4_relay_death_after_the_confirm_publishes_again_with_the_same_id_p8() {
     let stack = dies_at("relay_after_confirm", users).await;
-    let removed = stack.count("SELECT sum(confirmed)::bigint FROM onceflow.outbox_partition").await;
+    let removed = stack.count("SELECT sum(confirmed)::bigint FROM onceflow.outbox_books").await;
     assert_eq!(removed, USERS, "each row is removed and counted once");
 }
 

@@ -197,7 +197,7 @@ async fn i8_a_backlog_of_large_rows_is_published_within_the_memory_of_the_relay(
     let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
     stack.client.execute(backlog, &[]).await.unwrap();
     let service = Service::start(stack.config_file(), "");
-    let confirmed = "SELECT sum(confirmed)::bigint FROM onceflow.outbox_partition";
+    let confirmed = "SELECT sum(confirmed)::bigint FROM onceflow.outbox_books";
     let within = SOON + Duration::from_secs(60);
     eventually(within, || async { (stack.count(confirmed).await == ROWS as i64).then_some(()) }).await;
     let peak = service.peak_memory();

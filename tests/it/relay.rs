@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use onceflow::broker::{Link, Publisher, Purpose, Topology};
@@ -9,6 +10,7 @@ use onceflow::domains;
 use onceflow::event::{Downstream, Envelope};
 use onceflow::health::{Check, Health};
 use onceflow::outbox::{Handover, OutboxRow, Relay, RelaySettings, Unroutable, append_and_commit};
+use onceflow::replay::control;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 use tokio_postgres::{AsyncMessage, NoTls};
@@ -185,7 +187,61 @@ async fn c5_a_hot_key_leaves_in_order_and_holds_up_no_other() {
     assert_eq!(order, (1..=HOT + 1).collect::<Vec<_>>());
     assert!(place("user/50").unwrap() < 300, "rows behind a hot backlog leave with its first ones");
     relay.stop().await;
-    assert_eq!(stack.count("SELECT sum(confirmed)::bigint FROM onceflow.outbox_partition").await, HOT + 52);
+    assert_eq!(stack.count("SELECT sum(confirmed)::bigint FROM onceflow.outbox_books").await, HOT + 52);
+}
+
+/// A number that was taken long ago, of a transaction that is still open, is below all that left since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d15_a_row_that_could_not_be_seen_while_thousands_of_later_ones_left_leaves_once_it_can() {
+    // The floor rises twice a second; it is forgotten after a quarter of an hour.
+    const FLOORS: Duration = Duration::from_secs(3);
+    const LEFT_WITHIN: Duration = Duration::from_secs(30);
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    let relay = Alone::start(&stack).await;
+    let held = stack.database.as_ref().unwrap().client().await;
+    held.batch_execute("BEGIN").await.unwrap();
+    held.execute(BY_HAND, &[&-1i32, &-1i32]).await.unwrap();
+    let (begun, mut rows) = (Instant::now(), 0i32);
+    while begun.elapsed() < FLOORS {
+        stack.client.execute(BY_HAND, &[&rows, &(rows + 19)]).await.unwrap();
+        relay.append(&stack, "ours", i64::from(rows)).await;
+        rows += 20;
+        stack.until_count("SELECT count(*) FROM onceflow.outbox", 0).await;
+    }
+    held.batch_execute("COMMIT").await.unwrap();
+    let left = || async { (stack.count("SELECT count(*) FROM onceflow.outbox").await == 0).then_some(()) };
+    eventually(LEFT_WITHIN, left).await;
+    let received = stack.downstream().await;
+    assert_eq!(received.iter().filter(|m| m.headers["cloudEvents:subject"] == "user/-1").count(), 1);
+    relay.stop().await;
+}
+
+/// By an operator, after the relay has left its old number behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_row_that_is_freed_leaves_though_later_ones_have_left_long_ago() {
+    const FLOORS: Duration = Duration::from_secs(2);
+    const LEFT_WITHIN: Duration = Duration::from_secs(30);
+    const PARKED: &str =
+        "INSERT INTO onceflow.outbox (aggregatetype, aggregateid, type, payload, parked_at, parked_reason)
+        VALUES ('user', 'parked', 'org.user.changed.v1', '{}', now(), 'unroutable')";
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    stack.client.execute(PARKED, &[]).await.unwrap();
+    let relay = Alone::start(&stack).await;
+    let (begun, mut n) = (Instant::now(), 0i32);
+    while begun.elapsed() < FLOORS {
+        stack.client.execute(BY_HAND, &[&n, &n]).await.unwrap();
+        n += 1;
+        stack.until_count("SELECT count(*) FROM onceflow.outbox", 1).await;
+    }
+    let id = stack.client.query_one("SELECT id FROM onceflow.outbox", &[]).await.unwrap().get(0);
+    let pool = stack.pool();
+    let tx = pool.begin().await.unwrap();
+    let freed = control::retry_parked(&tx, &[id], ("operator", "the queue is bound now")).await.unwrap();
+    assert_eq!(freed, 1);
+    tx.commit_repeatable().await.unwrap();
+    let left = || async { (stack.count("SELECT count(*) FROM onceflow.outbox").await == 0).then_some(()) };
+    eventually(LEFT_WITHIN, left).await;
+    relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

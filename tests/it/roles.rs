@@ -476,7 +476,7 @@ async fn a_relay_does_all_of_its_work_as_a_login_of_the_role_relay() {
     stack.bind_sibling().await;
     stack.client.execute(BY_HAND, &[]).await.unwrap();
     stack.until_count("SELECT count(*) FROM onceflow.outbox WHERE parked_at IS NULL", 0).await;
-    stack.until_count("SELECT sum(confirmed)::bigint FROM onceflow.outbox_partition", 200).await;
+    stack.until_count("SELECT sum(confirmed)::bigint FROM onceflow.outbox_books", 200).await;
     stop.cancel();
     task.await.unwrap();
     stack.until_count("SELECT count(*) FROM onceflow.outbox_relay", 0).await;

@@ -11,7 +11,7 @@ const COUNTS: &str = "
            (SELECT coalesce(sum(occurrences), 0)::bigint FROM onceflow.dead_letter WHERE state IN ('open', 'replaying')),
            (SELECT count(*) FROM onceflow.dead_letter WHERE state = 'replaying'),
            (SELECT count(*) FROM onceflow.outbox),
-           (SELECT coalesce(sum(confirmed), 0)::bigint FROM onceflow.outbox_partition)
+           (SELECT coalesce(sum(confirmed), 0)::bigint FROM onceflow.outbox_books)
     FROM onceflow.inbox";
 
 /// Sums over everything that the database has seen.

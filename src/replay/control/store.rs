@@ -26,22 +26,32 @@ const RELEASE: &str = "
 const AUDIT: &str = "
     INSERT INTO onceflow.audit (id, actor, action, subject, reason, detail) VALUES ($1, $2, $3, $4, $5, $6)";
 
-/// The oldest row is found by its index within each partition, not by reading the whole table.
+/// Only above the floors, and rows of other writers: below are those that were removed while somebody holds a transaction open.
 const OUTBOX_TOTALS: &str = "
-    SELECT (SELECT count(*) FROM onceflow.outbox WHERE parked_at IS NULL) AS pending,
+    WITH waiting AS (
+        SELECT sum(w.rows)::bigint AS ours, min(w.oldest) AS oldest
+          FROM onceflow.outbox_partition AS p
+         CROSS JOIN LATERAL (SELECT count(*) AS rows, min(o.created_at) AS oldest FROM onceflow.outbox AS o
+                              WHERE o.partition = p.partition AND o.seq > p.floor AND o.parked_at IS NULL) AS w
+    ), late AS (
+        SELECT sum(w.rows)::bigint AS theirs, min(w.oldest) AS oldest
+          FROM onceflow.outbox_partition AS p
+         CROSS JOIN LATERAL (SELECT count(*) AS rows, min(o.created_at) AS oldest FROM onceflow.outbox AS o
+                              WHERE o.partition::int = p.partition AND o.writer IN (0, -1) AND o.seq + 0 <= p.floor
+                                AND num_nulls(o.parked_at) = 1) AS w
+    )
+    SELECT coalesce(waiting.ours + late.theirs, 0) AS pending,
            (SELECT count(*) FROM onceflow.outbox WHERE parked_at IS NOT NULL) AS parked,
-           (SELECT extract(epoch FROM clock_timestamp() - min(o.created_at))::float8
-              FROM onceflow.outbox_partition AS p
-             CROSS JOIN LATERAL (SELECT created_at FROM onceflow.outbox
-                                  WHERE partition = p.partition AND parked_at IS NULL
-                                  ORDER BY seq LIMIT 1) AS o) AS oldest";
+           extract(epoch FROM clock_timestamp() - least(waiting.oldest, late.oldest))::float8 AS oldest
+      FROM waiting, late";
 
 const PARTITIONS: &str = "
     SELECT p.partition, CASE WHEN p.expires_at > clock_timestamp() THEN p.holder END AS holder,
-           p.epoch, p.confirmed, p.replayed,
+           p.epoch, b.confirmed, b.replayed,
            (SELECT count(*) FROM onceflow.outbox AS o
              WHERE o.partition = p.partition AND o.parked_at IS NULL) AS pending
       FROM onceflow.outbox_partition AS p
+      JOIN onceflow.outbox_books AS b USING (partition)
      ORDER BY p.partition";
 
 const PARKED: &str = "
@@ -51,8 +61,9 @@ const PARKED: &str = "
      ORDER BY parked_at, seq
      LIMIT $1";
 
+/// With a number of its own time: below the old one the relay may not look any more.
 const UNPARK: &str = "
-    UPDATE onceflow.outbox SET parked_at = NULL, parked_reason = NULL, attempts = 0
+    UPDATE onceflow.outbox SET parked_at = NULL, parked_reason = NULL, attempts = 0, seq = DEFAULT
      WHERE id = ANY ($1) AND parked_at IS NOT NULL";
 
 /// An edited copy is all that is left of its event: it can only be tried again.
@@ -95,7 +106,7 @@ const READ_ONLY: &str = "SELECT set_config('transaction_read_only', 'on', true)"
 /// A sample must not cost more as the tables grow, nor take several processors from the events.
 const LIMIT_STATEMENTS: &str = "
     SELECT set_config('statement_timeout', '2s', true), set_config('max_parallel_workers_per_gather', '0', true),
-           set_config('jit', 'off', true)";
+           set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)";
 
 pub(super) async fn switches(tx: &Tx) -> Result<Vec<ConsumerSwitch>, DbError> {
     let read = |row: &Row| {
