@@ -9,7 +9,7 @@
 //!    all others: rows of other processes, of before a crash, of after an outage. Whether others have rows in a partition is
 //!    asked by the statement that writes ours, under the locks that order them; if so the table is read before ours go out.
 //!    Rows of writers that are no process of ours are told by a notification; without it they are found by looking, a little later.
-//!    Every look begins above a floor, so that it visits no rows that are gone ([`floor`]). A row of a partition that the process which
+//!    Every look begins above a floor, so that it visits no rows that are gone (`floor.rs`). A row of a partition that the process which
 //!    writes it does not publish is marked as nobody's (writer -2).
 //! 4. Rows are published in waves, at most one row per key in flight, so that a refused row never overtakes: what follows it in
 //!    its key waits.
