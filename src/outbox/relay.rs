@@ -388,4 +388,21 @@ mod tests {
         stop.cancel();
         assert!(next.await.is_none());
     }
+
+    #[tokio::test]
+    async fn a_broker_that_confirms_nothing_is_told_long_before_the_wave_is_given_up_i8() {
+        let relay = relay();
+        let (confirm, confirmed) = tokio::sync::oneshot::channel();
+        let told = async {
+            let mut looks = tokio::time::interval(Duration::from_millis(20));
+            while !matches!(relay.health.snapshot().get("relay"), Some(Check::Waiting(why)) if why.contains("confirmed nothing"))
+            {
+                looks.tick().await;
+            }
+            confirm.send(()).unwrap();
+        };
+        let both = async { tokio::join!(relay.patiently(confirmed), told) };
+        let (published, ()) = tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+        published.unwrap();
+    }
 }

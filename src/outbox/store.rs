@@ -13,13 +13,43 @@ use super::row::{OutboxRow, Pending, RowHeaders};
 use super::sweep::Confirmed;
 use crate::db::{Commit, DbError, Tx};
 
-/// Rows of others are asked for by the expressions of their own index (migration 0019): for a table that its statistics call nearly empty
-/// the planner would as soon take the index of all rows, and visit those that are gone.
-///
+/// Whether a writer other than `$me` has rows to publish in partition `p`, above its floors. By the expressions of an index of their own
+/// (migration 0019): for a table that its statistics call nearly empty the planner would as soon take the index of all rows, and visit
+/// those that are gone.
+macro_rules! others_have_rows {
+    ($me:literal, $strays:literal) => {
+        concat!(
+            some_row!($strays, "ours"),
+            " OR ",
+            some_row!("o.writer = -1", "theirs"),
+            " OR ",
+            some_row!("o.writer = 0", "theirs"),
+            " OR ",
+            some_row!(concat!("o.writer > 0 AND o.writer < ", $me), "ours"),
+            " OR ",
+            some_row!(concat!("o.writer > ", $me), "ours"),
+        )
+    };
+}
+
+/// One arm of it.
+macro_rules! some_row {
+    ($writer:expr, $floor:literal) => {
+        concat!(
+            "EXISTS (SELECT FROM onceflow.outbox o WHERE o.partition::int = p.partition AND ",
+            $writer,
+            " AND o.seq + 0 > p.",
+            $floor,
+            " AND num_nulls(o.parked_at) = 1)"
+        )
+    };
+}
+
 /// Tells where the rows went, and whether anybody else has rows in the partitions that our own relay publishes: those may
 /// come before ours. `seq` rises with `n`. A row that our relay does not publish is marked as nobody's: so those of others are found
 /// among themselves, above the floor, and not among all that other writers ever wrote.
-const APPEND: &str = "
+const APPEND: &str = concat!(
+    "
     WITH added AS (
         INSERT INTO onceflow.outbox
             (id, tenant, aggregatetype, aggregateid, type, payload, headers, partitionkey, created_at, writer)
@@ -32,18 +62,11 @@ const APPEND: &str = "
     )
     SELECT array_agg(seq ORDER BY seq), array_agg(partition ORDER BY seq), statement_timestamp(),
            EXISTS (SELECT FROM unnest($10::smallint[], $11::bigint[], $12::bigint[]) AS p (partition, ours, theirs)
-                   WHERE EXISTS (SELECT FROM onceflow.outbox o
-                                 WHERE o.partition::int = p.partition AND o.writer = -2 AND o.seq + 0 > p.ours AND num_nulls(o.parked_at) = 1)
-                      OR EXISTS (SELECT FROM onceflow.outbox o
-                                 WHERE o.partition::int = p.partition AND o.writer = -1 AND o.seq + 0 > p.theirs AND num_nulls(o.parked_at) = 1)
-                      OR EXISTS (SELECT FROM onceflow.outbox o
-                                 WHERE o.partition::int = p.partition AND o.writer = 0 AND o.seq + 0 > p.theirs AND num_nulls(o.parked_at) = 1)
-                      OR EXISTS (SELECT FROM onceflow.outbox o
-                                 WHERE o.partition::int = p.partition AND o.writer > 0 AND o.writer < $9 AND o.seq + 0 > p.ours
-                                   AND num_nulls(o.parked_at) = 1)
-                      OR EXISTS (SELECT FROM onceflow.outbox o
-                                 WHERE o.partition::int = p.partition AND o.writer > $9 AND o.seq + 0 > p.ours AND num_nulls(o.parked_at) = 1))
-    FROM added";
+                   WHERE ",
+    others_have_rows!("$9", "o.writer = -2"),
+    ")
+    FROM added"
+);
 
 /// Of the rows that a look may bring the next ones, whichever index finds them.
 macro_rules! next_rows {
@@ -108,19 +131,13 @@ const READY: &str = concat!(
 );
 
 /// Whether somebody other than the writer `$2` has rows to publish in the partitions, above the floors.
-const OTHERS_HAVE_ROWS: &str = "
-    SELECT EXISTS (
+const OTHERS_HAVE_ROWS: &str = concat!(
+    "SELECT EXISTS (
         SELECT FROM unnest($1::smallint[], $3::bigint[], $4::bigint[]) AS p (partition, ours, theirs)
-        WHERE EXISTS (SELECT FROM onceflow.outbox o
-                      WHERE o.partition::int = p.partition AND o.writer < -1 AND o.seq + 0 > p.ours AND num_nulls(o.parked_at) = 1)
-           OR EXISTS (SELECT FROM onceflow.outbox o
-                      WHERE o.partition::int = p.partition AND o.writer = -1 AND o.seq + 0 > p.theirs AND num_nulls(o.parked_at) = 1)
-           OR EXISTS (SELECT FROM onceflow.outbox o
-                      WHERE o.partition::int = p.partition AND o.writer = 0 AND o.seq + 0 > p.theirs AND num_nulls(o.parked_at) = 1)
-           OR EXISTS (SELECT FROM onceflow.outbox o
-                      WHERE o.partition::int = p.partition AND o.writer > 0 AND o.writer < $2 AND o.seq + 0 > p.ours AND num_nulls(o.parked_at) = 1)
-           OR EXISTS (SELECT FROM onceflow.outbox o
-                      WHERE o.partition::int = p.partition AND o.writer > $2 AND o.seq + 0 > p.ours AND num_nulls(o.parked_at) = 1))";
+        WHERE ",
+    others_have_rows!("$2", "o.writer < -1"),
+    ")"
+);
 
 /// Transactions that may have inserted rows, and whether they are surely none of ours: by name, and because ours are soon over. The lock is
 /// taken before the number, and freed after the rows can be seen. Of a prepared transaction nobody is left.
@@ -158,18 +175,28 @@ const SAVE_FLOORS: &str = "
 const LAST_SEQ: &str = "
     SELECT last_value - (NOT is_called)::int, extract(epoch FROM pg_postmaster_start_time())::float8 FROM onceflow.outbox_seq_seq";
 
+/// The partitions of these epochs that `$holder` still holds, locked.
+macro_rules! still_ours {
+    ($holder:literal) => {
+        concat!(
+            "SELECT p.partition FROM onceflow.outbox_partition p
+             JOIN unnest($1::smallint[], $2::bigint[]) AS h (partition, epoch)
+               ON h.partition = p.partition AND h.epoch = p.epoch
+             WHERE p.holder = ",
+            $holder,
+            " ORDER BY p.partition FOR UPDATE OF p"
+        )
+    };
+}
+
 /// Deletes, counts and compares the epoch in one statement.
 ///
 /// Each row is found by its key and deleted by its place: this leaves the planner no way to read the whole table instead, which is
 /// nearly empty by its statistics and full of rows that are gone while somebody holds a transaction open.
-const REMOVE: &str = "
-    WITH mine AS (
-        SELECT p.partition FROM onceflow.outbox_partition p
-        JOIN unnest($1::smallint[], $2::bigint[]) AS h (partition, epoch)
-          ON h.partition = p.partition AND h.epoch = p.epoch
-        WHERE p.holder = $5
-        ORDER BY p.partition FOR UPDATE OF p
-    ), gone AS (
+const REMOVE: &str = concat!(
+    "WITH mine AS (",
+    still_ours!("$5"),
+    "), gone AS (
         DELETE FROM onceflow.outbox o
         WHERE o.ctid = ANY (ARRAY(
             SELECT f.place
@@ -183,17 +210,14 @@ const REMOVE: &str = "
         SELECT partition, count(*) FILTER (WHERE downstream), count(*) FILTER (WHERE NOT downstream)
         FROM gone GROUP BY partition
     )
-    SELECT count(*) FROM gone";
+    SELECT count(*) FROM gone"
+);
 
 /// Adds up what was noted of partitions that are still ours.
-const ADD_UP: &str = "
-    WITH mine AS (
-        SELECT p.partition FROM onceflow.outbox_partition p
-        JOIN unnest($1::smallint[], $2::bigint[]) AS h (partition, epoch)
-          ON h.partition = p.partition AND h.epoch = p.epoch
-        WHERE p.holder = $3
-        ORDER BY p.partition FOR UPDATE OF p
-    ), noted AS (
+const ADD_UP: &str = concat!(
+    "WITH mine AS (",
+    still_ours!("$3"),
+    "), noted AS (
         DELETE FROM onceflow.outbox_tally t WHERE t.partition IN (SELECT partition FROM mine)
         RETURNING t.partition, t.confirmed, t.replayed
     )
@@ -201,7 +225,8 @@ const ADD_UP: &str = "
     SET confirmed = p.confirmed + n.confirmed, replayed = p.replayed + n.replayed
     FROM (SELECT partition, sum(confirmed)::bigint AS confirmed, sum(replayed)::bigint AS replayed
           FROM noted GROUP BY partition) n
-    WHERE p.partition = n.partition";
+    WHERE p.partition = n.partition"
+);
 
 /// A parked row is nobody's: whoever frees it hands it over to no relay.
 const PARK: &str = "
