@@ -235,7 +235,7 @@ fn job_runner(
     Runner {
         pool,
         queues: consumers.iter().map(queue).collect(),
-        outbox_wakeup: handover.bell(),
+        outbox: handover.clone(),
         health: health.clone(),
         loads: loads.clone(),
     }

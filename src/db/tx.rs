@@ -38,6 +38,19 @@ pub enum Commit {
     Unknown(DbError),
 }
 
+impl Commit {
+    /// Of what may be done twice: an end that nobody knows counts as a failure, to be repeated.
+    ///
+    /// # Errors
+    /// Not committed, or the answer was lost.
+    pub fn repeatable(self) -> Result<(), DbError> {
+        match self {
+            Self::Committed => Ok(()),
+            Self::RolledBack(error) | Self::Unknown(error) => Err(error),
+        }
+    }
+}
+
 /// Whether COMMIT was sent.
 enum Sent {
     Yes,
@@ -181,10 +194,7 @@ impl Tx {
     /// # Errors
     /// Not committed, or the answer was lost.
     pub async fn commit_repeatable(self) -> Result<(), DbError> {
-        match self.commit().await {
-            Commit::Committed => Ok(()),
-            Commit::RolledBack(error) | Commit::Unknown(error) => Err(error),
-        }
+        self.commit().await.repeatable()
     }
 
     /// Runs a last statement and commits in the same round trip. The rows are those of the statement; they count only when

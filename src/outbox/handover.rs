@@ -190,6 +190,7 @@ impl Handover {
         if let Some(slot) = state.slots.get_mut(place) {
             *slot = Slot::Decided(rows);
         }
+        state.leave_out_empty();
         drop(state);
         self.decided.notify_one();
     }
@@ -202,6 +203,14 @@ impl Handover {
 impl State {
     fn is_crowded(&self) -> bool {
         self.open && (self.rows >= ENOUGH_ROWS || self.bytes >= ENOUGH_BYTES)
+    }
+
+    /// Where no relay takes anything, places must not pile up.
+    fn leave_out_empty(&mut self) {
+        while matches!(self.slots.front(), Some(Slot::Decided(rows)) if rows.is_empty()) {
+            self.slots.pop_front();
+            self.first += 1;
+        }
     }
 
     fn shut(&mut self) {
@@ -336,6 +345,21 @@ mod tests {
         handover.open();
         handover.ticket().committed(vec![pending("a", 1_000_001)], false);
         assert_eq!(seqs(&handover.take(usize::MAX)), [1_000_001]);
+    }
+
+    #[test]
+    fn where_no_relay_takes_anything_nothing_piles_up_i8() {
+        let handover = Handover::default();
+        let first = handover.ticket();
+        for seq in 0..100 {
+            handover.ticket().committed(vec![pending("a", seq)], false);
+        }
+        assert_eq!(handover.state().slots.len(), 101, "they wait for the first");
+        drop(first);
+        assert_eq!(handover.state().slots.len(), 0);
+        handover.open();
+        handover.ticket().committed(vec![pending("a", 100)], false);
+        assert_eq!(seqs(&handover.take(usize::MAX)), [100]);
     }
 
     #[tokio::test]

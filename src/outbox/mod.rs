@@ -32,8 +32,8 @@ mod sweep;
 pub use handover::Handover;
 pub(crate) use publishing::stored_message;
 pub use relay::{Relay, RelaySettings, Unroutable};
-pub use row::OutboxRow;
-pub use store::append_and_commit;
+pub use row::{OutboxRow, Resent};
+pub use store::{append_and_commit, resend_and_commit};
 
 /// Relay partitions; the schema computes them, so this can't be configured.
 pub const PARTITIONS: i16 = 8;

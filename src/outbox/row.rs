@@ -56,6 +56,27 @@ impl OutboxRow {
     }
 }
 
+/// A message that a consumer failed on, to be published once more as it was, to this consumer alone.
+#[derive(Debug, Clone)]
+pub struct Resent {
+    /// Of the row: the replay's.
+    pub id: Uuid,
+    /// The tenant of the event.
+    pub tenant: String,
+    /// Which dead letter it is.
+    pub dead_letter: Uuid,
+    /// The type of the event.
+    pub event_type: String,
+    /// The message's bytes.
+    pub body: Vec<u8>,
+    /// An object, in which keys `amqp:…` are properties and all others headers.
+    pub headers: Value,
+    /// The ordering key within the tenant.
+    pub key: String,
+    /// The consumer's queue.
+    pub queue: String,
+}
+
 /// Headers of a row on its way out.
 #[derive(Debug, Clone)]
 pub(super) enum RowHeaders {
@@ -110,6 +131,26 @@ impl Pending {
             headers: RowHeaders::Own(row.headers),
             exchange: None,
             routing_key: None,
+            seq: place.0,
+            partition: place.1,
+            created_at,
+        }
+    }
+
+    /// As [`Pending::committed`].
+    pub(super) fn resent(row: Resent, place: (i64, i16), created_at: Timestamp) -> Self {
+        Self {
+            key: format!("{}/{}", row.tenant, row.key).into(),
+            id: row.id,
+            tenant: row.tenant,
+            aggregate_type: "dead_letter".to_owned(),
+            aggregate_id: row.dead_letter.to_string(),
+            event_type: row.event_type,
+            body: row.body.into(),
+            is_json: false,
+            headers: RowHeaders::Stored(row.headers),
+            exchange: Some(String::new()),
+            routing_key: Some(row.queue),
             seq: place.0,
             partition: place.1,
             created_at,

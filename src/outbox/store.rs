@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::{Json, ToSql};
 use uuid::Uuid;
@@ -9,7 +10,7 @@ use uuid::Uuid;
 use super::floor::{Floors, Last, Lowest, Writing};
 use super::handover::{Handover, Ticket};
 use super::lease::Grant;
-use super::row::{OutboxRow, Pending, RowHeaders};
+use super::row::{OutboxRow, Pending, Resent, RowHeaders};
 use super::sweep::Confirmed;
 use crate::db::{Commit, DbError, Tx};
 
@@ -45,27 +46,65 @@ macro_rules! some_row {
     };
 }
 
-/// Tells where the rows went, and whether anybody else has rows in the partitions that our own relay publishes: those may
-/// come before ours. `seq` rises with `n`. A row that our relay does not publish is marked as nobody's: so those of others are found
-/// among themselves, above the floor, and not among all that other writers ever wrote.
+/// Of the rows that were `added`: where they went, and whether anybody else has rows in the partitions that our own relay publishes, which
+/// may come before ours.
+macro_rules! where_they_went {
+    () => {
+        concat!(
+            "SELECT array_agg(seq ORDER BY seq), array_agg(partition ORDER BY seq), statement_timestamp(),
+                    EXISTS (SELECT FROM unnest($10::smallint[], $11::bigint[], $12::bigint[]) AS p (partition, ours, theirs)
+                            WHERE ",
+            others_have_rows!("$9", "o.writer = -2"),
+            ")
+             FROM added"
+        )
+    };
+}
+
+/// Who wrote a row: this process, if its own relay publishes it, else `$otherwise`.
+macro_rules! writer {
+    ($otherwise:literal) => {
+        concat!(
+            "CASE WHEN onceflow.outbox_partition_of(tenant, partitionkey, aggregateid) = ANY ($10::smallint[]) THEN $9::bigint ELSE ",
+            $otherwise,
+            " END"
+        )
+    };
+}
+
+/// `seq` rises with `n`. A row that our relay does not publish is marked as nobody's: so those of others are found among themselves, above
+/// the floor, and not among all that other writers ever wrote.
 const APPEND: &str = concat!(
     "
     WITH added AS (
         INSERT INTO onceflow.outbox
             (id, tenant, aggregatetype, aggregateid, type, payload, headers, partitionkey, created_at, writer)
-        SELECT id, tenant, aggregatetype, aggregateid, type, payload::json, headers, partitionkey, statement_timestamp(),
-               CASE WHEN onceflow.outbox_partition_of(tenant, partitionkey, aggregateid) = ANY ($10::smallint[]) THEN $9::bigint ELSE -2 END
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::text[])
+        SELECT id, tenant, aggregatetype, aggregateid, type, payload::json, headers, partitionkey, statement_timestamp(), ",
+    writer!("-2"),
+    "   FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[], $8::text[])
             WITH ORDINALITY AS r (id, tenant, aggregatetype, aggregateid, type, payload, headers, partitionkey, n)
         ORDER BY n
         RETURNING seq, partition
     )
-    SELECT array_agg(seq ORDER BY seq), array_agg(partition ORDER BY seq), statement_timestamp(),
-           EXISTS (SELECT FROM unnest($10::smallint[], $11::bigint[], $12::bigint[]) AS p (partition, ours, theirs)
-                   WHERE ",
-    others_have_rows!("$9", "o.writer = -2"),
-    ")
-    FROM added"
+    ",
+    where_they_went!()
+);
+
+/// As [`APPEND`]. The relay of another process is told of its rows (writer 0): they are few, and somebody waits for them.
+const RESEND: &str = concat!(
+    "
+    WITH added AS (
+        INSERT INTO onceflow.outbox
+            (id, tenant, aggregatetype, aggregateid, type, payload_raw, headers, partitionkey, exchange, routingkey, created_at, writer)
+        SELECT id, tenant, 'dead_letter', aggregateid, type, body, headers, partitionkey, '', queue, statement_timestamp(), ",
+    writer!("0"),
+    "   FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::jsonb[], $7::text[], $8::text[])
+            WITH ORDINALITY AS r (id, tenant, aggregateid, type, body, headers, partitionkey, queue, n)
+        ORDER BY n
+        RETURNING seq, partition
+    )
+    ",
+    where_they_went!()
 );
 
 /// Of the rows that a look may bring the next ones, whichever index finds them.
@@ -240,50 +279,85 @@ pub async fn append_and_commit(tx: Tx, rows: Vec<OutboxRow>, handover: &Handover
     if rows.is_empty() {
         return tx.commit().await;
     }
-    // With the locks that order the rows of a key held, and before the commit frees them.
-    let ticket = handover.ticket();
-    let (commit, answer) = {
-        let ids: Vec<_> = rows.iter().map(|r| r.id).collect();
-        let tenants: Vec<_> = rows.iter().map(|r| r.tenant.as_str()).collect();
-        let kinds: Vec<_> = rows.iter().map(|r| r.aggregate_type.as_str()).collect();
-        let aggregates: Vec<_> = rows.iter().map(|r| r.aggregate_id.as_str()).collect();
-        let types: Vec<_> = rows.iter().map(|r| r.event_type.as_str()).collect();
-        let payloads: Vec<_> = rows.iter().map(|r| r.payload.as_str()).collect();
-        let headers: Vec<_> = rows.iter().map(|r| Json(&r.headers)).collect();
-        let keys: Vec<_> = rows.iter().map(|r| r.partition_key.as_deref()).collect();
-        let (held, floors) = ticket.held();
-        let params: [&(dyn ToSql + Sync); 12] = [
-            &ids,
-            &tenants,
-            &kinds,
-            &aggregates,
-            &types,
-            &payloads,
-            &headers,
-            &keys,
-            &handover.writer(),
-            &held,
-            &floors.ours,
-            &floors.theirs,
-        ];
-        tx.query_and_commit(APPEND, &params).await
-    };
-    match commit {
-        Commit::Committed => hand_over(ticket, rows, answer.first()),
-        Commit::RolledBack(_) => drop(ticket),
-        Commit::Unknown(_) => ticket.unknown(),
-    }
+    let ids: Vec<_> = rows.iter().map(|r| r.id).collect();
+    let tenants: Vec<_> = rows.iter().map(|r| r.tenant.as_str()).collect();
+    let kinds: Vec<_> = rows.iter().map(|r| r.aggregate_type.as_str()).collect();
+    let aggregates: Vec<_> = rows.iter().map(|r| r.aggregate_id.as_str()).collect();
+    let types: Vec<_> = rows.iter().map(|r| r.event_type.as_str()).collect();
+    let payloads: Vec<_> = rows.iter().map(|r| r.payload.as_str()).collect();
+    let headers: Vec<_> = rows.iter().map(|r| Json(&r.headers)).collect();
+    let keys: Vec<_> = rows.iter().map(|r| r.partition_key.as_deref()).collect();
+    let columns: [&(dyn ToSql + Sync); COLUMNS] =
+        [&ids, &tenants, &kinds, &aggregates, &types, &payloads, &headers, &keys];
+    let (commit, places) = write(tx, (APPEND, columns), handover).await;
+    hand_over(rows, places, Pending::committed);
     commit
 }
 
-fn hand_over(ticket: Ticket, rows: Vec<OutboxRow>, answer: Option<&Row>) {
-    let Some(answer) = answer else { return ticket.unknown() };
+/// As [`append_and_commit`], for messages that are published once more as they were.
+pub async fn resend_and_commit(tx: Tx, rows: Vec<Resent>, handover: &Handover) -> Commit {
+    if rows.is_empty() {
+        return tx.commit().await;
+    }
+    let ids: Vec<_> = rows.iter().map(|r| r.id).collect();
+    let tenants: Vec<_> = rows.iter().map(|r| r.tenant.as_str()).collect();
+    let aggregates: Vec<_> = rows.iter().map(|r| r.dead_letter.to_string()).collect();
+    let types: Vec<_> = rows.iter().map(|r| r.event_type.as_str()).collect();
+    let bodies: Vec<_> = rows.iter().map(|r| r.body.as_slice()).collect();
+    let headers: Vec<_> = rows.iter().map(|r| &r.headers).collect();
+    let keys: Vec<_> = rows.iter().map(|r| r.key.as_str()).collect();
+    let queues: Vec<_> = rows.iter().map(|r| r.queue.as_str()).collect();
+    let columns: [&(dyn ToSql + Sync); COLUMNS] =
+        [&ids, &tenants, &aggregates, &types, &bodies, &headers, &keys, &queues];
+    let (commit, places) = write(tx, (RESEND, columns), handover).await;
+    hand_over(rows, places, Pending::resent);
+    commit
+}
+
+/// Where rows are, for the relay of this process.
+struct Places {
+    ticket: Ticket,
+    row: Row,
+}
+
+/// Arrays that a statement takes which writes rows.
+const COLUMNS: usize = 8;
+
+/// Writes rows and commits; tells where they are if it is committed.
+async fn write(
+    tx: Tx,
+    (statement, columns): (&'static str, [&(dyn ToSql + Sync); COLUMNS]),
+    handover: &Handover,
+) -> (Commit, Option<Places>) {
+    // With the locks that order the rows of a key held, and before the commit frees them.
+    let ticket = handover.ticket();
+    let (commit, answer) = {
+        let (held, floors) = ticket.held();
+        let [a, b, c, d, e, f, g, h] = columns;
+        let params: [&(dyn ToSql + Sync); COLUMNS + 4] =
+            [a, b, c, d, e, f, g, h, &handover.writer(), &held, &floors.ours, &floors.theirs];
+        tx.query_and_commit(statement, &params).await
+    };
+    let places = match (&commit, answer.into_iter().next()) {
+        (Commit::Committed, Some(row)) => Some(Places { ticket, row }),
+        (Commit::RolledBack(_), _) => None,
+        (Commit::Committed | Commit::Unknown(_), _) => {
+            ticket.unknown();
+            None
+        }
+    };
+    (commit, places)
+}
+
+/// To the relay, as they would be read back.
+fn hand_over<R>(rows: Vec<R>, places: Option<Places>, pending: impl Fn(R, (i64, i16), Timestamp) -> Pending) {
+    let Some(Places { ticket, row: answer }) = places else { return };
     let seqs: Vec<i64> = answer.get(0);
     let partitions: Vec<i16> = answer.get(1);
     let created_at = answer.get(2);
     let places = seqs.into_iter().zip(partitions);
-    let pending = rows.into_iter().zip(places).map(|(row, place)| Pending::committed(row, place, created_at)).collect();
-    ticket.committed(pending, answer.get(3));
+    let rows = rows.into_iter().zip(places).map(|(row, place)| pending(row, place, created_at)).collect();
+    ticket.committed(rows, answer.get(3));
 }
 
 /// A partition, and either one of its keys or all.

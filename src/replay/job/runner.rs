@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -21,6 +20,7 @@ use super::pace::Pace;
 use super::store::{self, End, Ended, Lease, Locked, Picked};
 use crate::db::{Class, DbError, Pool, Tx};
 use crate::health::{Check, Health};
+use crate::outbox::{self, Handover, Resent};
 use crate::pacing::Pacing;
 use crate::telemetry;
 
@@ -32,6 +32,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// Most jobs that one process runs at once.
 const MOST_JOBS: usize = 4;
+/// Most bytes that one step sends, one message aside: they go through memory.
+const MOST_BYTES: i64 = 1024 * 1024;
 /// Most results that one step writes down.
 const MOST_RESULTS: i64 = 1_000;
 /// Who acts where no operator does.
@@ -46,8 +48,8 @@ pub struct Runner {
     pub pool: Pool,
     /// The queue of each consumer of this build.
     pub queues: BTreeMap<String, String>,
-    /// Told after rows were put into the outbox.
-    pub outbox_wakeup: Arc<Notify>,
+    /// The way to the relay of this process.
+    pub outbox: Handover,
     /// The process's own condition.
     pub health: Arc<Health>,
     /// How busy the consumers are.
@@ -66,8 +68,6 @@ struct Mine {
 enum Stepped {
     /// It goes on.
     On,
-    /// Rows were put into the outbox.
-    Sent,
     /// There is nothing to do for now, or it is somebody else's.
     Let,
 }
@@ -139,7 +139,6 @@ async fn round(
         let Some(job) = mine.get_mut(&id) else { continue };
         match step(runner, job, started.elapsed()).await {
             Ok(Stepped::On) => {}
-            Ok(Stepped::Sent) => runner.outbox_wakeup.notify_one(),
             Ok(Stepped::Let) => drop(mine.remove(&id)),
             // One job's trouble is not another's.
             Err(error) => failed = Some(error),
@@ -180,10 +179,14 @@ async fn step(runner: &Runner, mine: &mut Mine, now: Duration) -> Result<Stepped
     let slowed = || mine.pace.slowed(locked.job.settings.rate);
     let waits_for = if wants_to_send(&locked.job) { obstacle.map(ToOwned::to_owned).or_else(slowed) } else { None };
     locked.job.waits_for = waits_for;
+    let mut messages = Vec::new();
     let stepped = match next {
         Next::Wait => Stepped::On,
         Next::Rest => Stepped::Let,
-        Next::Send(count) => send(runner, (&tx, &mut locked), (&mut mine.pace, count)).await?,
+        Next::Send(count) => {
+            messages = send(runner, (&tx, &mut locked), (&mut mine.pace, count)).await?;
+            Stepped::On
+        }
         Next::Begin(state) => to(&tx, &mut locked, (state, None), "job.begin").await?,
         Next::Open => to(&tx, &mut locked, (State::Running, None), "job.canary_passed").await?,
         Next::Pause(why) => {
@@ -197,7 +200,8 @@ async fn step(runner: &Runner, mine: &mut Mine, now: Duration) -> Result<Stepped
         }
         Next::Done => to(&tx, &mut locked, (State::Done, None), "job.done").await?,
     };
-    finish(tx, mine, (&before, &locked), stepped).await
+    let outgoing = (messages, &runner.outbox);
+    finish(tx, mine, (&before, &locked), (stepped, outgoing)).await
 }
 
 /// Saves what has changed and renews the lease, or gives it back; a step that changed nothing costs no write.
@@ -205,7 +209,7 @@ async fn finish(
     tx: Tx,
     mine: &mut Mine,
     (before, locked): (&Job, &Locked),
-    stepped: Stepped,
+    (stepped, (messages, outbox)): (Stepped, (Vec<Resent>, &Handover)),
 ) -> Result<Stepped, DbError> {
     let changed = *before != locked.job;
     let (ends, renews) = (stepped == Stepped::Let, mine.saved.elapsed() >= RENEW_EVERY);
@@ -217,7 +221,7 @@ async fn finish(
     if ends {
         store::release(&tx, mine.lease).await?;
     }
-    tx.commit_repeatable().await?;
+    outbox::resend_and_commit(tx, messages, outbox).await.repeatable()?;
     mine.saved = Instant::now();
     if before.state != locked.job.state {
         let (id, state) = (locked.job.id, locked.job.state.as_str());
@@ -292,43 +296,48 @@ async fn to(
     Ok(Stepped::On)
 }
 
-/// Does it with the next few; those that somebody else dealt with meanwhile are skipped.
+/// Does it with the next few; those that somebody else dealt with meanwhile are skipped. Returns what is to be sent.
 async fn send(
     runner: &Runner,
     (tx, locked): (&Tx, &mut Locked),
     (pace, count): (&mut Pace, u32),
-) -> Result<Stepped, DbError> {
+) -> Result<Vec<Resent>, DbError> {
     let picked = store::pick(tx, &locked.job, count).await?;
     if picked.is_empty() {
         if locked.job.in_flight == 0 {
             let why = "their consumer is paused, or others of their keys are on their way";
             locked.job.waits_for = Some(why.to_owned());
         }
-        return Ok(Stepped::On);
+        return Ok(Vec::new());
     }
     let ids: Vec<Uuid> = picked.iter().map(|p| p.dead_letter).collect();
     let found = letters::lock_by_id(tx, &ids).await?;
     let places: HashMap<Uuid, i32> = picked.iter().map(|p| (p.dead_letter, p.nth)).collect();
-    let (fit, mut ends) = judge(runner, locked.job.action, (&picked, &found));
-    let nths: Vec<i32> = fit.iter().filter_map(|id| places.get(id).copied()).collect();
-    let number = u32::try_from(fit.len()).unwrap_or(u32::MAX);
-    let skipped = u32::try_from(ends.len()).unwrap_or(u32::MAX);
+    let (mut fit, mut ends) = judge(runner, locked.job.action, (&picked, &found));
+    let mut nths: Vec<i32> = fit.iter().filter_map(|id| places.get(id).copied()).collect();
+    let skipped = number(&ends);
+    let mut messages = Vec::new();
     match locked.job.action {
         Action::Replay => {
-            replay(runner, tx, &locked.job, (&fit, &nths)).await?;
-            locked.job.in_flight += number;
+            messages = replay(runner, tx, &locked.job, (&mut fit, &mut nths)).await?;
+            locked.job.in_flight += number(&fit);
         }
         Action::Discard | Action::Archive => {
             close(tx, &locked.job, &fit).await?;
             ends.extend(nths.iter().map(|nth| End { nth: *nth, state: "succeeded", reason: None }));
-            locked.job.succeeded += number;
+            locked.job.succeeded += number(&fit);
         }
     }
+    let done = number(&fit);
     store::end(tx, locked.job.id, &ends).await?;
     locked.job.skipped += skipped;
-    locked.job.waiting = locked.job.waiting.saturating_sub(number + skipped);
-    pace.spend(number);
-    Ok(if number > 0 && locked.job.action == Action::Replay { Stepped::Sent } else { Stepped::On })
+    locked.job.waiting = locked.job.waiting.saturating_sub(done + skipped);
+    pace.spend(done);
+    Ok(messages)
+}
+
+fn number<T>(of: &[T]) -> u32 {
+    u32::try_from(of.len()).unwrap_or(u32::MAX)
 }
 
 /// Which can still be changed, and how the others ended.
@@ -360,17 +369,26 @@ fn judge(
     (fit, ends)
 }
 
-/// Outbox rows, marks and audit rows; in the order of first failure.
-async fn replay(runner: &Runner, tx: &Tx, job: &Job, (ids, nths): (&[Uuid], &[i32])) -> Result<(), DbError> {
+/// Marks and audit rows of what is to be sent, in the order of first failure: of the first few where all together are large.
+async fn replay(
+    runner: &Runner,
+    tx: &Tx,
+    job: &Job,
+    (ids, nths): (&mut Vec<Uuid>, &mut Vec<i32>),
+) -> Result<Vec<Resent>, DbError> {
     if ids.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    let replays: Vec<Uuid> = ids.iter().map(|_| Uuid::now_v7()).collect();
-    letters::send(tx, ids, &replays, &runner.queues).await?;
+    let mut replays: Vec<Uuid> = ids.iter().map(|_| Uuid::now_v7()).collect();
+    let messages = letters::messages(tx, (ids, &replays), &runner.queues, MOST_BYTES).await?;
+    replays.truncate(messages.len());
+    ids.truncate(messages.len());
+    nths.truncate(messages.len());
     letters::mark_replaying(tx, ids, &replays, Some(job.created_at)).await?;
     store::mark_sent(tx, job.id, nths, &replays).await?;
     let replays: Vec<Option<Uuid>> = replays.into_iter().map(Some).collect();
-    store::audit_items(tx, job, "replaying", ids, &replays).await
+    store::audit_items(tx, job, "replaying", ids, &replays).await?;
+    Ok(messages)
 }
 
 /// What has its end at once, without the consumer.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use onceflow::db::{Commit, Pool, Tx};
 use onceflow::health::{Check, Health};
+use onceflow::outbox::Handover;
 use onceflow::replay::job::{self, Action, Job, JobError, NewJob, Planned, Runner, Settings};
 use onceflow::replay::{Filter, Selection};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -112,7 +112,7 @@ impl Desk {
         let runner = Runner {
             pool,
             queues: BTreeMap::from(queues),
-            outbox_wakeup: Arc::new(Notify::new()),
+            outbox: Handover::default(),
             health: self.health.clone(),
             loads: Arc::default(),
         };
