@@ -9,15 +9,19 @@ use onceflow::broker::{Link, Publisher, Purpose, Topology};
 use onceflow::domains;
 use onceflow::event::{Downstream, Envelope};
 use onceflow::health::{Check, Health};
-use onceflow::outbox::{Handover, OutboxRow, Relay, RelaySettings, Unroutable, append_and_commit};
+use onceflow::outbox::{
+    Handover, OutboxRow, Relay, RelaySettings, Resent, Unroutable, append_and_commit, resend_and_commit,
+};
 use onceflow::replay::control;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 use tokio_postgres::{AsyncMessage, NoTls};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::harness::direct::envelope;
 use crate::harness::service::Service;
+use crate::harness::stack::SIBLING;
 use crate::harness::{SOON, Stack, Wishes, eventually};
 
 const TYPE: &str = "org.user.changed.v1";
@@ -139,6 +143,43 @@ async fn writer_of(relay: &Alone, stack: &Stack) -> i64 {
     held.batch_execute("COMMIT").await.unwrap();
     stack.until_count("SELECT count(*) FROM onceflow.outbox", 0).await;
     writer
+}
+
+/// Rows of somebody else would make each commit of a consumer ask for a look at the table, for as long as one is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_sent_again_is_handed_to_the_relay_and_leaves_exactly_as_it_was() {
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    let relay = Alone::start(&stack).await;
+    let writer = writer_of(&relay, &stack).await;
+    stack.downstream().await;
+    let held = stack.database.as_ref().unwrap().client().await;
+    held.batch_execute("BEGIN; SELECT FROM onceflow.outbox_partition FOR UPDATE").await.unwrap();
+    let resent = |n: u128| Resent {
+        id: Uuid::from_u128(n),
+        tenant: "acme".to_owned(),
+        dead_letter: Uuid::from_u128(100 + n),
+        event_type: "org.user.upserted.v1".to_owned(),
+        body: vec![0, 159, 146, n as u8],
+        headers: json!({"amqp:message_id": format!("m{n}"), "amqp:content_type": "application/protobuf", "cloudEvents:id": "e"}),
+        key: "u7".to_owned(),
+        queue: SIBLING.to_owned(),
+    };
+    let tx = stack.pool().begin().await.unwrap();
+    let commit = resend_and_commit(tx, (1..=3).map(resent).collect(), &relay.handover).await;
+    assert!(matches!(commit, onceflow::db::Commit::Committed), "{commit:?}");
+    assert_eq!(stack.count(&format!("SELECT count(*) FROM onceflow.outbox WHERE writer = {writer}")).await, 3);
+    // Out of memory: whoever looks at the table asks for rows of others.
+    let received = stack.take(SIBLING, 3).await;
+    held.batch_execute("COMMIT").await.unwrap();
+    for (n, message) in (1..=3u8).zip(received) {
+        assert_eq!((message.message_id, &message.body[..]), (Some(format!("m{n}")), &[0, 159, 146, n][..]));
+        assert_eq!(message.content_type.as_deref(), Some("application/protobuf"));
+        assert_eq!(message.headers.keys().collect::<Vec<_>>(), ["cloudEvents:id"]);
+    }
+    let key = "SELECT count(*) FROM onceflow.outbox WHERE tenant || '/' || partitionkey = 'acme/u7' AND exchange = ''";
+    stack.until_count(key, 0).await;
+    assert_eq!(stack.count("SELECT sum(replayed)::bigint FROM onceflow.outbox_books").await, 3);
+    relay.stop().await;
 }
 
 /// Another replica commits the next row of a key as soon as ours has freed the locks, before our process has read the answer.

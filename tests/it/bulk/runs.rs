@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::desk::{Desk, books, everything, number};
 use crate::harness::proxy::Proxy;
+use crate::harness::{SOON, eventually};
 
 fn careful(settings: Settings) -> NewJob {
     NewJob { settings, ..everything() }
@@ -225,6 +226,34 @@ async fn while_the_broker_is_away_nothing_is_sent_and_the_job_says_so_and_goes_o
     desk.health.set("broker.publish", Check::Ok);
     desk.deliver_until(job.id, State::Done, "").await;
     assert_eq!(desk.job(job.id).await.waits_for, None);
+    running.stop().await;
+}
+
+/// They go through memory.
+#[tokio::test]
+async fn large_messages_are_sent_a_few_at_a_time_and_none_is_left_behind_i8() {
+    const LARGE: &str =
+        "UPDATE onceflow.dead_letter SET payload = convert_to(repeat('x', 400 * 1024) || event_id, 'UTF8')";
+    const RENEWED: &str = "SELECT extract(epoch FROM max(expires_at))::bigint FROM onceflow.bulk_job";
+    /// Of one statement, but for its last message.
+    const AT_ONCE: &str = "SELECT max(bytes) FROM (SELECT sum(octet_length(payload_raw))::bigint - 400 * 1024 AS bytes
+                                                   FROM onceflow.outbox GROUP BY created_at) AS steps";
+    let desk = Desk::new().await;
+    desk.letters("probe", "cycle", 12, 12).await;
+    desk.client.execute(LARGE, &[]).await.unwrap();
+    // While nothing goes, what may be sent at once grows.
+    desk.health.set("broker.publish", Check::Waiting("connection refused".to_owned()));
+    let running = desk.run();
+    let job = desk.made(&everything()).await;
+    desk.until(job.id, |job| job.waits_for.is_some()).await;
+    let before = desk.count(RENEWED).await;
+    eventually(SOON, || async { (desk.count(RENEWED).await >= before + 2).then_some(()) }).await;
+    desk.health.set("broker.publish", Check::Ok);
+    desk.until(job.id, |job| job.in_flight == 12).await;
+    let at_once = desk.count(AT_ONCE).await;
+    assert!((400 * 1024..1024 * 1024).contains(&at_once), "{at_once} bytes");
+    assert_eq!(desk.deliver("").await.len(), 12);
+    desk.until(job.id, |job| job.state == State::Done).await;
     running.stop().await;
 }
 

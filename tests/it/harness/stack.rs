@@ -20,7 +20,7 @@ use super::{Database, Vhost, eventually};
 
 /// Longest wait for anything that is expected to happen.
 pub(crate) const SOON: Duration = Duration::from_secs(120);
-const SIBLING: &str = "sibling";
+pub(crate) const SIBLING: &str = "sibling";
 
 /// A running service and everything around it.
 pub(crate) struct Stack {
