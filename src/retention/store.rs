@@ -1,4 +1,5 @@
-//! The SQL of removing old rows.
+//! The SQL of removing old rows. The time of the statement, not of the clock: that may change from row to row, so no index is asked for
+//! what is older, and all rows are read.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use crate::db::{DbError, Tx};
 const PRUNE_INBOX: &str = "
     WITH old AS MATERIALIZED (
         SELECT tenant, consumer, source, event_id FROM onceflow.inbox
-        WHERE processed_at < clock_timestamp() - $1 * interval '1 second'
+        WHERE processed_at < statement_timestamp() - $1 * interval '1 second'
         ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
     DELETE FROM onceflow.inbox i USING old o
@@ -18,7 +19,7 @@ const PRUNE_INBOX: &str = "
 const PRUNE_DEAD_LETTERS: &str = "
     WITH old AS MATERIALIZED (
         SELECT tenant, id FROM onceflow.dead_letter
-        WHERE closed_at < clock_timestamp() - $1 * interval '1 second' AND state <> 'edited'
+        WHERE closed_at < statement_timestamp() - $1 * interval '1 second' AND state <> 'edited'
         ORDER BY closed_at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
     DELETE FROM onceflow.dead_letter d USING old o WHERE d.tenant = o.tenant AND d.id = o.id";
@@ -26,7 +27,7 @@ const PRUNE_DEAD_LETTERS: &str = "
 const PRUNE_ATTEMPTS: &str = "
     WITH old AS MATERIALIZED (
         SELECT a.tenant, a.consumer, a.source, a.event_id, a.id FROM onceflow.attempt a
-        WHERE a.at < clock_timestamp() - $1 * interval '1 second'
+        WHERE a.at < statement_timestamp() - $1 * interval '1 second'
           AND NOT EXISTS (SELECT FROM onceflow.dead_letter d
                           WHERE d.event_id = a.event_id AND d.tenant = a.tenant AND d.consumer = a.consumer AND d.source = a.source)
         ORDER BY a.at LIMIT $2 FOR UPDATE OF a SKIP LOCKED
@@ -38,11 +39,11 @@ const PRUNE_ATTEMPTS: &str = "
 const PRUNE_JOBS: &str = "
     WITH gone AS (
         DELETE FROM onceflow.bulk_job j
-        WHERE j.finished_at < clock_timestamp() - $1 * interval '1 second'
+        WHERE j.finished_at < statement_timestamp() - $1 * interval '1 second'
           AND NOT EXISTS (SELECT FROM onceflow.bulk_job_item i WHERE i.job_id = j.id)
     ), old AS MATERIALIZED (
         SELECT i.job_id, i.nth FROM onceflow.bulk_job j JOIN onceflow.bulk_job_item i ON i.job_id = j.id
-        WHERE j.finished_at < clock_timestamp() - $1 * interval '1 second'
+        WHERE j.finished_at < statement_timestamp() - $1 * interval '1 second'
         LIMIT $2 FOR UPDATE OF i SKIP LOCKED
     )
     DELETE FROM onceflow.bulk_job_item i USING old o WHERE i.job_id = o.job_id AND i.nth = o.nth";

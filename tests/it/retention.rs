@@ -6,7 +6,7 @@ use onceflow::db::Pool;
 use onceflow::retention::{Table, prune};
 use tokio_postgres::Client;
 
-use crate::harness::Database;
+use crate::harness::{Database, SOON, eventually};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// More than two batches.
@@ -62,6 +62,31 @@ async fn old_inbox_rows_go_in_batches_and_younger_ones_stay() {
     assert_eq!(prune(&pool, Table::Inbox, Some(DAY * 30)).await.unwrap(), OLD.unsigned_abs());
     assert_eq!(count(&client, "SELECT count(*) FROM onceflow.inbox").await, 10);
     assert_eq!(prune(&pool, Table::Inbox, Some(DAY * 30)).await.unwrap(), 0);
+}
+
+/// It is looked for once a minute: with ten million young rows each look took seconds of a core, found by the bench at full size.
+#[tokio::test]
+async fn looking_for_old_rows_reads_no_young_ones() {
+    const YOUNG: &str = "
+        INSERT INTO onceflow.inbox (tenant, consumer, source, event_id, event_type, fingerprint, claim_id)
+        SELECT 'acme', 'org', 'hr', 'e' || n, 't', '', gen_random_uuid() FROM generate_series(1, 20000) AS n";
+    // Of whole transactions only, some time after their end.
+    const READ: &str = "
+        SELECT (seq_scan + idx_scan)::bigint, (seq_tup_read + idx_tup_fetch)::bigint
+        FROM pg_stat_user_tables WHERE relname = 'inbox'";
+    let (database, client, pool) = start().await;
+    client.execute(YOUNG, &[]).await.unwrap();
+    database.client().await.batch_execute("VACUUM ANALYZE onceflow.inbox").await.unwrap();
+    let read = || async {
+        let row = client.query_one(READ, &[]).await.unwrap();
+        (row.get::<_, i64>(0), row.get::<_, i64>(1))
+    };
+    let (scans, rows) = read().await;
+    assert_eq!(prune(&pool, Table::Inbox, Some(DAY * 30)).await.unwrap(), 0);
+    // The look and that for the oldest.
+    let looked = || async { Some(read().await).filter(|(now, _)| *now >= scans + 2) };
+    let (_, now) = eventually(SOON, looked).await;
+    assert!(now - rows <= 10, "{} rows were read", now - rows);
 }
 
 #[tokio::test]
