@@ -20,6 +20,8 @@ use crate::sink::Sink;
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// Longest wait for anything that is expected to happen, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(45);
+/// How soon a fault shows (I8).
+const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
 /// Longest wait until everything has come to rest.
 const REST_WITHIN: Duration = Duration::from_secs(90);
 const STOP_WITHIN: Duration = Duration::from_secs(40);
@@ -235,9 +237,10 @@ impl Rig {
         until("a replica is ready", SOON, || async { matches!(replica.readiness().await, Some((200, _))) }).await
     }
 
+    /// Waits until readiness tells of the fault (I8).
     pub(crate) async fn until_not_ready(&self, n: usize) -> anyhow::Result<()> {
         let replica = self.replica(n)?;
-        until("readiness tells of the fault", SOON, || async {
+        until("readiness tells of the fault", VISIBLE_WITHIN, || async {
             !matches!(replica.readiness().await, Some((200, _)) | None)
         })
         .await
@@ -247,7 +250,8 @@ impl Rig {
     pub(crate) async fn shows(&self, n: usize, name: &str, label: &str) -> anyhow::Result<()> {
         let replica = self.replica(n)?;
         let what = format!("the metric {name}{{{label}}} shows the fault");
-        until(&what, SOON, || async { replica.metric(name, label).await.is_some_and(|value| value > 0.0) }).await
+        until(&what, VISIBLE_WITHIN, || async { replica.metric(name, label).await.is_some_and(|value| value > 0.0) })
+            .await
     }
 
     /// A connection that works, after restarts too.

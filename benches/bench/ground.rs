@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use onceflow::db::{self, Pool, Settings};
 use onceflow::dev::servers::{Options, Servers};
 use onceflow::tls::Tls;
@@ -75,7 +75,11 @@ impl Ground {
 
     /// Every measurement begins with nothing left to write of the one before.
     pub(crate) async fn settle(&self) -> anyhow::Result<()> {
-        Ok(self.admin.batch_execute("CHECKPOINT").await?)
+        self.admin.batch_execute("CHECKPOINT").await?;
+        // What was filled in is history: its last gigabyte must not go to the disk beside what is measured.
+        let synced = tokio::process::Command::new("sync").status().await.context("run sync")?;
+        ensure!(synced.success(), "sync ended with {synced}");
+        Ok(())
     }
 
     pub(crate) async fn clear(&self, site: &Site) -> anyhow::Result<()> {
