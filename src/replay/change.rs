@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::filter::{Filter, Selection, State};
 use super::letter::Settled;
+use super::sending_store;
 use super::store::{self, Candidate, Operation};
 use crate::db::{DbError, Tx};
 
@@ -167,7 +168,7 @@ pub async fn replay(tx: &Tx, change: &Change, queues: &BTreeMap<String, String>)
         return Ok(plan);
     }
     let replays: Vec<Uuid> = plan.ids.iter().map(|_| Uuid::now_v7()).collect();
-    store::send(tx, &plan.ids, &replays, queues).await?;
+    sending_store::send(tx, &plan.ids, &replays, queues).await?;
     store::mark_replaying(tx, &plan.ids, &replays, None).await?;
     store::audit(tx, "dlq.replay", change, &plan.ids).await?;
     Ok(plan)

@@ -12,6 +12,7 @@ mod filter;
 mod group;
 pub mod job;
 mod letter;
+mod sending_store;
 mod store;
 pub mod trace;
 

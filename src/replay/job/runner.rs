@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::super::store as letters;
+use super::super::{sending_store, store as letters};
 use super::control::{books, count_cancelled};
 use super::load::{Live, Loads};
 use super::machine::{self, Next, View};
@@ -380,7 +380,7 @@ async fn replay(
         return Ok(Vec::new());
     }
     let mut replays: Vec<Uuid> = ids.iter().map(|_| Uuid::now_v7()).collect();
-    let messages = letters::messages(tx, (ids, &replays), &runner.queues, MOST_BYTES).await?;
+    let messages = sending_store::messages(tx, (ids, &replays), &runner.queues, MOST_BYTES).await?;
     replays.truncate(messages.len());
     ids.truncate(messages.len());
     nths.truncate(messages.len());
