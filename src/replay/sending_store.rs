@@ -40,6 +40,7 @@ const MESSAGES: &str = concat!(
      ORDER BY s.nth"
 );
 
+/// Without passing through this process, however many they are.
 const SEND: &str = concat!(
     "
     INSERT INTO onceflow.outbox

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::world::{TICK, World};
+use super::super::world::{TICK, World, at_work};
 use super::*;
 
 #[test]
@@ -67,24 +67,7 @@ fn few_results_stop_it_only_when_ten_in_a_row_failed() {
 fn an_obstacle_sends_nothing_and_saves_no_tokens_for_later() {
     let recent = Recent::default();
     let mut pace = Pace::new(Duration::ZERO);
-    let view = View {
-        action: Action::Replay,
-        state: State::Running,
-        rate: 100,
-        max_in_flight: 500,
-        canary: 0,
-        waiting: 1_000,
-        in_flight: 0,
-        succeeded: 0,
-        failed_again: 0,
-        skipped: 0,
-        recent: &recent,
-        hold_over: true,
-        oldest: Duration::ZERO,
-        backlog: None,
-        live: &[],
-        obstacle: Some("the broker is away"),
-    };
+    let view = View { rate: 100, obstacle: Some("the broker is away"), ..at_work(&recent) };
     assert_eq!(next(&view, &mut pace, Duration::from_secs(1)), Next::Wait);
     let after = View { obstacle: None, ..view };
     let Next::Send(count) = next(&after, &mut pace, Duration::from_secs(600)) else { panic!("nothing was sent") };

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::super::machine::Recent;
-use super::super::model::{Action, State};
-use super::super::world::{TICK, World};
+use super::super::model::State;
+use super::super::world::{TICK, World, at_work};
 use super::*;
 
 #[test]
@@ -172,24 +172,7 @@ fn what_deliveries_still_take_after_a_minute_of_the_slowest_rate_is_usual_now() 
 fn its_own_messages_in_the_queue_are_not_those_of_others() {
     let mut pace = Pace::new(Duration::ZERO);
     let recent = Recent::default();
-    let view = |backlog, in_flight| View {
-        action: Action::Replay,
-        state: State::Running,
-        rate: 500,
-        max_in_flight: 5_000,
-        canary: 0,
-        waiting: 1_000,
-        in_flight,
-        succeeded: 0,
-        failed_again: 0,
-        skipped: 0,
-        recent: &recent,
-        hold_over: true,
-        oldest: Duration::ZERO,
-        backlog: Some(backlog),
-        live: &[],
-        obstacle: None,
-    };
+    let view = |backlog, in_flight| View { in_flight, backlog: Some(backlog), ..at_work(&recent) };
     pace.adapt(&view(1_400, 450), STEP);
     assert_eq!(pace.strain, None);
     pace.adapt(&view(1_400, 300), STEP * 2);

@@ -113,3 +113,25 @@ impl World {
         self.sends.iter().map(|(_, n)| n).sum()
     }
 }
+
+/// A job at work, with much to send and nothing on its way.
+pub(super) fn at_work(recent: &Recent) -> View<'_> {
+    View {
+        action: Action::Replay,
+        state: State::Running,
+        rate: 500,
+        max_in_flight: 500,
+        canary: 0,
+        waiting: 1_000,
+        in_flight: 0,
+        succeeded: 0,
+        failed_again: 0,
+        skipped: 0,
+        recent,
+        hold_over: true,
+        oldest: Duration::ZERO,
+        backlog: None,
+        live: &[],
+        obstacle: None,
+    }
+}
