@@ -4,7 +4,8 @@
 //! events of one key are handled one after the other, in the order the queue gave them (I-5), by whichever lane is free.
 //!
 //! A second lane halves the batches of the first, which costs more than it gains, so it joins only when it is needed: when a
-//! full batch waits, or when no batch has ended for [`PATIENCE`], because the database is slow or an event holds its lane up.
+//! full batch waits, or when no batch has ended for [`PATIENCE`], because the database is slow or an event holds its lane up. Or when
+//! an event that is no replay would wait for nothing but replays: then it takes those that are none, for live traffic goes first.
 //! Replicas that share a consumer's queues share its lanes for full batches too: the database would only do more at once, not more.
 //!
 //! The backlog outlives subscriptions: what was delivered on a channel that died waits in front of its second delivery on the
@@ -37,6 +38,7 @@ pub(super) struct Backlog {
 pub(super) struct Batch {
     pub(super) jobs: Vec<Job>,
     keys: HashSet<u64>,
+    live: bool,
     backlog: Backlog,
 }
 
@@ -54,13 +56,13 @@ impl Backlog {
     /// Adds a job behind all others. Those of a subscription that has ended come again, and are dropped here if many wait.
     pub(super) fn add(&self, job: Job) {
         let (key, identity) = (hash(job.ordering_key()), job.identity().map(hash));
-        let bytes = job.delivery.message.body.len();
+        let (bytes, live) = (job.delivery.message.body.len(), !job.is_replay());
         let mut state = self.state();
         if state.waiting.len() >= state.crowd {
             state.waiting.retain(|waiting| waiting.job.delivery.is_current());
             state.crowd = (state.waiting.len() * 2).max(CROWD);
         }
-        if state.add(Waiting { job, key, identity, bytes }) {
+        if state.add(Waiting { job, key, identity, bytes, live }) {
             self.changed.notify_one();
         }
     }
@@ -77,11 +79,11 @@ impl Backlog {
             let changed = self.changed.notified();
             let next = self.state().next(Instant::now());
             match next {
-                Next::Batch { jobs, keys, more } => {
+                Next::Batch { jobs, keys, live, more } => {
                     if more {
                         self.changed.notify_one();
                     }
-                    return Some(Batch { jobs, keys, backlog: self.clone() });
+                    return Some(Batch { jobs, keys, live, backlog: self.clone() });
                 }
                 Next::End => return None,
                 Next::Wait => changed.await,
@@ -102,7 +104,7 @@ impl Backlog {
 impl Drop for Batch {
     fn drop(&mut self) {
         let mut state = self.backlog.state();
-        state.ended(&self.keys, Instant::now());
+        state.ended((&self.keys, self.live), Instant::now());
         if state.closed {
             self.backlog.changed.notify_waiters();
         }
@@ -120,6 +122,8 @@ struct Waiting<J> {
     key: u64,
     identity: Option<u64>,
     bytes: usize,
+    /// It is no replay.
+    live: bool,
 }
 
 #[derive(Debug)]
@@ -129,6 +133,8 @@ struct State<J> {
     busy: HashSet<u64>,
     /// Lanes at work.
     working: usize,
+    /// Those of them with something else than replays.
+    live: usize,
     /// When a batch ended, or the first lane began.
     progress: Instant,
     /// A free lane looks again when its patience ends.
@@ -145,6 +151,8 @@ enum Next<J> {
     Batch {
         jobs: Vec<J>,
         keys: HashSet<u64>,
+        /// Not all of them are replays.
+        live: bool,
         /// Others wait.
         more: bool,
     },
@@ -153,12 +161,27 @@ enum Next<J> {
     End,
 }
 
+/// What goes together.
+#[derive(Debug)]
+struct Gathered<J> {
+    jobs: Vec<J>,
+    keys: HashSet<u64>,
+    live: bool,
+}
+
+impl<J> Default for Gathered<J> {
+    fn default() -> Self {
+        Self { jobs: Vec::new(), keys: HashSet::new(), live: false }
+    }
+}
+
 impl<J> State<J> {
     fn new(most: usize) -> Self {
         Self {
             waiting: VecDeque::new(),
             busy: HashSet::new(),
             working: 0,
+            live: 0,
             progress: Instant::now(),
             watched: false,
             closed: false,
@@ -170,9 +193,9 @@ impl<J> State<J> {
 
     /// Returns whether a free lane should look.
     fn add(&mut self, waiting: Waiting<J>) -> bool {
-        let could_go = !self.busy.contains(&waiting.key);
+        let (could_go, live) = (!self.busy.contains(&waiting.key), waiting.live);
         self.waiting.push_back(waiting);
-        could_go && (self.working == 0 || !self.watched || self.is_full())
+        could_go && (self.working == 0 || !self.watched || self.is_full() || (live && self.only_replays()))
     }
 
     fn next(&mut self, now: Instant) -> Next<J> {
@@ -181,20 +204,28 @@ impl<J> State<J> {
         }
         let patient_until = self.progress + PATIENCE;
         let is_needed = self.working == 0 || self.is_full() || now >= patient_until;
-        if !is_needed {
+        let passes = !is_needed && self.only_replays();
+        let gathered = if is_needed || passes { self.gather(passes) } else { Gathered::default() };
+        if gathered.jobs.is_empty() {
+            if is_needed {
+                return Next::Wait;
+            }
             self.watched = true;
             return Next::WaitUntil(patient_until);
-        }
-        let (jobs, keys) = self.gather();
-        if jobs.is_empty() {
-            return Next::Wait;
         }
         if self.working == 0 {
             self.progress = now;
         }
+        let Gathered { jobs, keys, live } = gathered;
         self.working += 1;
+        self.live += usize::from(live);
         self.busy.extend(&keys);
-        Next::Batch { jobs, keys, more: !self.waiting.is_empty() }
+        Next::Batch { jobs, keys, live, more: !self.waiting.is_empty() }
+    }
+
+    /// Whether lanes are at work, and all of them with replays.
+    fn only_replays(&self) -> bool {
+        self.working > 0 && self.live == 0
     }
 
     /// Whether a full batch waits that another lane may take.
@@ -203,21 +234,23 @@ impl<J> State<J> {
     }
 
     /// What may go together, in order. A second delivery of an event that is in the batch waits, and its key with it: whether
-    /// it is a duplicate depends on how the first ends.
-    fn gather(&mut self) -> (Vec<J>, HashSet<u64>) {
+    /// it is a duplicate depends on how the first ends. `passes` leaves replays where they are, and what is behind them of their keys.
+    fn gather(&mut self, passes: bool) -> Gathered<J> {
         let room = self.most.min(self.waiting.len());
-        let (mut jobs, mut keys) = (Vec::with_capacity(room), HashSet::with_capacity(room));
+        let (mut jobs, mut keys, mut live) = (Vec::with_capacity(room), HashSet::with_capacity(room), false);
         let (mut identities, mut held_up) = (HashSet::with_capacity(room), HashSet::new());
         let (mut bytes, mut left) = (0, Vec::new());
         while jobs.len() < self.most && bytes < BATCH_BYTES {
             let Some(next) = self.waiting.pop_front() else { break };
             // Two events whose hashes agree by chance don't go together either, which harms nobody.
-            let can_go = !self.busy.contains(&next.key)
+            let can_go = (next.live || !passes)
+                && !self.busy.contains(&next.key)
                 && !held_up.contains(&next.key)
                 && next.identity.is_none_or(|identity| identities.insert(identity));
             if can_go {
                 keys.insert(next.key);
                 bytes += next.bytes;
+                live |= next.live;
                 jobs.push(next.job);
             } else {
                 held_up.insert(next.key);
@@ -227,14 +260,15 @@ impl<J> State<J> {
         for waiting in left.into_iter().rev() {
             self.waiting.push_front(waiting);
         }
-        (jobs, keys)
+        Gathered { jobs, keys, live }
     }
 
-    fn ended(&mut self, keys: &HashSet<u64>, now: Instant) {
+    fn ended(&mut self, (keys, live): (&HashSet<u64>, bool), now: Instant) {
         for key in keys {
             self.busy.remove(key);
         }
         self.working -= 1;
+        self.live -= usize::from(live);
         self.progress = now;
     }
 }
@@ -253,7 +287,7 @@ mod tests {
     fn state(most: usize, jobs: &[(u64, u64)]) -> State<u64> {
         let mut state = State::new(most);
         for (number, (key, identity)) in (0..).zip(jobs) {
-            state.add(Waiting { job: number, key: *key, identity: Some(*identity), bytes: 300 });
+            state.add(Waiting { job: number, key: *key, identity: Some(*identity), bytes: 300, live: true });
         }
         state
     }
@@ -278,7 +312,7 @@ mod tests {
         assert_eq!(first, [0]);
         assert_eq!(batch(state.next(Instant::now())).0, [2]);
         assert!(matches!(state.next(Instant::now()), Next::Wait));
-        state.ended(&keys, Instant::now());
+        state.ended((&keys, true), Instant::now());
         assert_eq!(batch(state.next(Instant::now())).0, [1]);
     }
 
@@ -287,7 +321,7 @@ mod tests {
         let mut state = state(9, &[(1, 7), (2, 8), (1, 7), (1, 9), (2, 10)]);
         let (first, keys) = batch(state.next(Instant::now()));
         assert_eq!(first, [0, 1, 4]);
-        state.ended(&keys, Instant::now());
+        state.ended((&keys, true), Instant::now());
         assert_eq!(batch(state.next(Instant::now())).0, [2, 3]);
     }
 
@@ -300,9 +334,9 @@ mod tests {
             Next::WaitUntil(until) => until,
             other => panic!("{other:?}"),
         };
-        state.add(Waiting { job: 3, key: 4, identity: None, bytes: 300 });
+        state.add(Waiting { job: 3, key: 4, identity: None, bytes: 300, live: true });
         assert_eq!(batch(state.next(now)).0, [2, 3], "a full batch");
-        state.add(Waiting { job: 4, key: 5, identity: None, bytes: 300 });
+        state.add(Waiting { job: 4, key: 5, identity: None, bytes: 300, live: true });
         assert!(matches!(state.next(now), Next::WaitUntil(_)));
         assert_eq!(batch(state.next(until)).0, [4], "out of patience");
     }
@@ -321,11 +355,11 @@ mod tests {
     fn large_events_make_smaller_batches_and_one_always_goes_i8() {
         let mut state = State::new(100);
         for job in 0..3 {
-            state.add(Waiting { job, key: job, identity: None, bytes: 3 * BATCH_BYTES / 4 });
+            state.add(Waiting { job, key: job, identity: None, bytes: 3 * BATCH_BYTES / 4, live: true });
         }
         assert_eq!(batch(state.next(Instant::now())).0, [0, 1]);
         let mut state = State::new(100);
-        state.add(Waiting { job: 0, key: 0, identity: None, bytes: 3 * BATCH_BYTES });
+        state.add(Waiting { job: 0, key: 0, identity: None, bytes: 3 * BATCH_BYTES, live: true });
         assert_eq!(batch(state.next(Instant::now())).0, [0]);
     }
 
@@ -334,13 +368,40 @@ mod tests {
         let mut state = state(100, &[(1, 1)]);
         let now = Instant::now();
         let (_, keys) = batch(state.next(now));
-        assert!(state.add(Waiting { job: 1, key: 2, identity: None, bytes: 300 }), "somebody has to watch");
+        assert!(state.add(Waiting { job: 1, key: 2, identity: None, bytes: 300, live: true }), "somebody has to watch");
         assert!(matches!(state.next(now), Next::WaitUntil(_)));
-        assert!(!state.add(Waiting { job: 2, key: 3, identity: None, bytes: 300 }), "somebody does");
-        state.ended(&keys, now);
+        assert!(!state.add(Waiting { job: 2, key: 3, identity: None, bytes: 300, live: true }), "somebody does");
+        state.ended((&keys, true), now);
         let (_, keys) = batch(state.next(now));
-        state.ended(&keys, now);
-        assert!(state.add(Waiting { job: 3, key: 4, identity: None, bytes: 300 }), "nobody works");
+        state.ended((&keys, true), now);
+        assert!(state.add(Waiting { job: 3, key: 4, identity: None, bytes: 300, live: true }), "nobody works");
+    }
+
+    #[test]
+    fn a_live_event_passes_replays_at_work_and_waiting_but_not_those_of_its_key_i5() {
+        let mut state = State::new(100);
+        let waiting = |job, key, live| Waiting { job, key, identity: None, bytes: 300, live };
+        let now = Instant::now();
+        state.add(waiting(0, 1, false));
+        let (first, replayed) = batch(state.next(now));
+        assert_eq!(first, [0]);
+        state.add(waiting(1, 2, false));
+        state.add(waiting(2, 2, true));
+        assert!(
+            matches!(state.next(now), Next::WaitUntil(_)),
+            "a replay waits for its lane, and what is behind it too"
+        );
+        assert!(state.add(waiting(3, 3, true)), "a free lane has to look");
+        let (passed, keys) = batch(state.next(now));
+        assert_eq!(passed, [3]);
+        state.add(waiting(4, 4, true));
+        assert!(matches!(state.next(now), Next::WaitUntil(_)), "what is live waits for what is live, as ever");
+        state.ended((&keys, true), now);
+        let (passed, keys) = batch(state.next(now));
+        assert_eq!(passed, [4]);
+        state.ended((&replayed, false), now);
+        state.ended((&keys, true), now);
+        assert_eq!(batch(state.next(now)).0, [1, 2]);
     }
 
     #[test]
@@ -354,31 +415,35 @@ mod tests {
         fn every_job_goes_once_and_each_key_in_order_one_batch_at_a_time_i5(
             jobs in prop::collection::vec((0u64..6, 0u64..20), 0..80),
             most in 1usize..9,
+            live in prop::collection::vec(any::<bool>(), 80),
             ends in prop::collection::vec(any::<bool>(), 400),
+            patient in prop::collection::vec(any::<bool>(), 400),
         ) {
             let mut state = state(most, &jobs);
-            let mut ends = ends.into_iter();
-            let mut running: Vec<(Vec<u64>, HashSet<u64>)> = Vec::new();
+            state.waiting.iter_mut().zip(live).for_each(|(waiting, live)| waiting.live = live);
+            let (mut ends, mut patient) = (ends.into_iter(), patient.into_iter());
+            let mut running: Vec<(Vec<u64>, HashSet<u64>, bool)> = Vec::new();
             let mut begun: Vec<u64> = Vec::new();
             let late = Instant::now() + PATIENCE * 2;
             loop {
-                match state.next(late) {
-                    Next::Batch { jobs: batch, keys, .. } => {
+                let now = if patient.next() == Some(true) { late - PATIENCE * 2 } else { late };
+                match state.next(now) {
+                    Next::Batch { jobs: batch, keys, live, .. } => {
                         prop_assert!(batch.len() <= most && !batch.is_empty());
-                        prop_assert!(running.iter().all(|(_, others)| others.is_disjoint(&keys)));
+                        prop_assert!(running.iter().all(|(_, others, _)| others.is_disjoint(&keys)));
                         let identities: HashSet<u64> = batch.iter().map(|n| jobs[*n as usize].1).collect();
                         prop_assert_eq!(identities.len(), batch.len());
                         begun.extend(&batch);
-                        running.push((batch, keys));
+                        running.push((batch, keys, live));
                         if ends.next() == Some(true) {
-                            let (_, keys) = running.remove(0);
-                            state.ended(&keys, late - PATIENCE * 2);
+                            let (_, keys, live) = running.remove(0);
+                            state.ended((&keys, live), late - PATIENCE * 2);
                         }
                     }
                     _ if running.is_empty() => break,
                     _ => {
-                        let (_, keys) = running.remove(0);
-                        state.ended(&keys, late - PATIENCE * 2);
+                        let (_, keys, live) = running.remove(0);
+                        state.ended((&keys, live), late - PATIENCE * 2);
                     }
                 }
             }

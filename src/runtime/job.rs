@@ -73,9 +73,16 @@ impl Job {
     pub(super) fn count(&self, consumer: &str, outcome: &'static str) {
         let took = self.received.elapsed();
         telemetry::processed(consumer, self.event_type(), outcome, took);
-        if self.history.replay_id.is_none() {
+        if self.is_replay() {
+            telemetry::replayed_delivery();
+        } else {
             telemetry::live_delivery(consumer, took);
         }
+    }
+
+    /// A dead letter that was sent again.
+    pub(super) fn is_replay(&self) -> bool {
+        self.history.replay_id.is_some()
     }
 
     /// Events with the same key take the same lane.

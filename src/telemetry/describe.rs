@@ -3,9 +3,8 @@
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 /// Processing, publishing, database: the advice of OpenTelemetry and two finer ones. 0.1 is a boundary, so the 100 ms goal is exact.
-pub(super) const PROCESS_BOUNDS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
-const PROCESS: &[f64] = &PROCESS_BOUNDS;
+const PROCESS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 /// End to end and lag: up to an hour.
 const END_TO_END: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 /// Sizes: powers of 4 from 256 B to 4 MiB.

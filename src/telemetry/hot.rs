@@ -9,12 +9,14 @@ use std::time::Duration;
 use foldhash::{HashMap, HashMapExt as _};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
-use super::describe::PROCESS_BOUNDS;
 use super::names::{OTHER, OUTCOMES};
-use super::recent::{DURATIONS, Durations};
+use super::recent::{DURATIONS, Durations, place};
 
 /// One entry for each registered consumer.
 static CONSUMERS: RwLock<Option<HashMap<&'static str, Handles>>> = RwLock::new(None);
+
+/// Replays settled by this process since its start.
+static REPLAYS: AtomicU64 = AtomicU64::new(0);
 
 struct Handles {
     by_type: HashMap<&'static str, OfType>,
@@ -22,7 +24,7 @@ struct Handles {
     end_to_end: Histogram,
     message_size: Histogram,
     in_flight: Gauge,
-    /// How long live deliveries took since the start, by the bounds of the histogram, which can't be asked either.
+    /// How long live deliveries took since the start: the histogram can't be asked either.
     took: [AtomicU64; DURATIONS],
     /// Deliveries settled since the start, for the status: the recorder can't be asked for a number.
     settled: [AtomicU64; OUTCOMES.len()],
@@ -60,7 +62,7 @@ impl Handles {
             end_to_end: histogram!("onceflow_message_end_to_end_duration_seconds", "consumer" => consumer),
             message_size: histogram!("onceflow_message_size_bytes", "consumer" => consumer),
             in_flight,
-            took: Default::default(),
+            took: std::array::from_fn(|_| AtomicU64::new(0)),
             settled: Default::default(),
         }
     }
@@ -112,9 +114,18 @@ pub fn processed(consumer: &str, event_type: &str, outcome: &'static str, took: 
 /// A delivery that is no replay was settled after so long: what replays must not slow down.
 pub fn live_delivery(consumer: &str, took: Duration) {
     with(consumer, |handles| {
-        let slot = PROCESS_BOUNDS.partition_point(|bound| *bound < took.as_secs_f64());
-        handles.took[slot].fetch_add(1, Ordering::Relaxed);
+        handles.took[place(took)].fetch_add(1, Ordering::Relaxed);
     });
+}
+
+/// A replay was settled, of any consumer.
+pub fn replayed_delivery() {
+    REPLAYS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Replays that this process has settled since its start.
+pub fn replays_since_start() -> u64 {
+    REPLAYS.load(Ordering::Relaxed)
 }
 
 /// Time from the event's own time to the commit of its effects.

@@ -8,7 +8,10 @@ mod metrics;
 mod names;
 mod recent;
 
-pub use hot::{durations_since_start, end_to_end, in_flight, live_delivery, processed, received, settled_since_start};
+pub use hot::{
+    durations_since_start, end_to_end, in_flight, live_delivery, processed, received, replayed_delivery,
+    replays_since_start, settled_since_start,
+};
 pub use install::{InstallError, MetricsHandle, install};
 pub use metrics::{
     DeadLetters, OutboxTotals, PoolTotals, admin_request, admin_routes, config_reload, dead_letters, held_events,
@@ -19,4 +22,4 @@ pub use metrics::{
     dead_letter, kill_switch, last_success, outbox_batch, outbox_lags, outbox_lease_held, outbox_publish_duration,
     outbox_published, partitions_held, paused, prefetch, retry_scheduled, serialization_retry, unconfirmed,
 };
-pub use recent::{Durations, Recent};
+pub use recent::{Durations, Recent, WINDOW};
