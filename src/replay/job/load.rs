@@ -11,14 +11,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::usual::{Tail, Usual};
 use crate::broker::{Link, queue_depths};
 use crate::db::Pool;
 use crate::runtime::Names;
 use crate::runtime::layout::{self, Unavailable};
-use crate::telemetry::{self, Recent};
+use crate::telemetry::{self, Durations, Recent, WINDOW};
 
 /// How often durations are read.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+/// Beside the replays of this time something may have been delivered that [`Recent`] remembers.
+const QUIET_AFTER: Duration = WINDOW.saturating_add(OBSERVE_EVERY);
 /// How long what was seen at the broker is as good as new.
 const SEEN_FOR: Duration = Duration::from_secs(1);
 /// How long nobody looks again after a look that failed.
@@ -39,10 +42,12 @@ pub struct Load {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Live {
     pub(super) consumer: &'static str,
-    /// Within this time 95 of 100 were settled, of those of the last seconds.
-    pub(super) p95: Duration,
-    /// The same of as few of the last as tell it.
+    /// Those of the last seconds.
+    pub(super) now: Tail,
+    /// Within this time 95 of 100 of as few of the last were settled as tell it.
     pub(super) lately: Duration,
+    /// What is usual where nothing is replayed.
+    pub(super) usual: Tail,
 }
 
 /// Where to look.
@@ -72,7 +77,50 @@ struct Seen {
     backlogs: BTreeMap<String, u64>,
     /// Until when nobody need look again.
     good_until: Option<Instant>,
-    durations: BTreeMap<&'static str, Recent>,
+    watched: BTreeMap<&'static str, Watched>,
+    quiet: Quiet,
+}
+
+/// The deliveries of a consumer.
+#[derive(Debug, Default)]
+struct Watched {
+    recent: Recent,
+    usual: Usual,
+}
+
+/// Since when nothing was replayed here.
+#[derive(Debug, Default)]
+struct Quiet {
+    replays: u64,
+    since: Duration,
+}
+
+impl Quiet {
+    /// Whether nothing of what is remembered of deliveries was beside a replay.
+    fn observe(&mut self, now: Duration, replays: u64) -> bool {
+        if self.replays != replays {
+            *self = Self { replays, since: now };
+        }
+        self.replays == 0 || now.saturating_sub(self.since) > QUIET_AFTER
+    }
+}
+
+impl Watched {
+    fn observe(&mut self, (now, quiet): (Duration, bool), counts: Durations) {
+        self.recent.observe(now, counts);
+        if let Some(look) = tail(&self.recent) {
+            self.usual.learn(look, quiet);
+        }
+    }
+
+    fn live(&self, consumer: &'static str) -> Option<Live> {
+        let (now, lately) = (tail(&self.recent)?, self.recent.p95_lately()?);
+        Some(Live { consumer, now, lately, usual: self.usual.tail()? })
+    }
+}
+
+fn tail(recent: &Recent) -> Option<Tail> {
+    Some(Tail { p95: recent.p95()?, p99: recent.p99()? })
 }
 
 impl Loads {
@@ -86,9 +134,12 @@ impl Loads {
         let Some(outlook) = &self.outlook else { return };
         let (started, mut tick) = (Instant::now(), tokio::time::interval(OBSERVE_EVERY));
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            let mut seen = self.lock();
+            let now = started.elapsed();
+            let quiet = seen.quiet.observe(now, telemetry::replays_since_start());
             for consumer in &outlook.consumers {
                 if let Some(counts) = telemetry::durations_since_start(consumer) {
-                    self.lock().durations.entry(consumer).or_default().observe(started.elapsed(), counts);
+                    seen.watched.entry(consumer).or_default().observe((now, quiet), counts);
                 }
             }
         }
@@ -117,7 +168,10 @@ impl Loads {
     /// The load of one consumer, as last seen.
     pub fn of(&self, consumer: &str) -> Load {
         let seen = self.lock();
-        Load { backlog: seen.backlogs.get(consumer).copied(), p95: seen.durations.get(consumer).and_then(Recent::p95) }
+        Load {
+            backlog: seen.backlogs.get(consumer).copied(),
+            p95: seen.watched.get(consumer).and_then(|watched| watched.recent.p95()),
+        }
     }
 
     /// Of these consumers, the backlog of the one that most waits for.
@@ -128,10 +182,7 @@ impl Loads {
 
     /// How long live deliveries take of each consumer that has enough of them to tell.
     pub(super) fn live(&self) -> Vec<Live> {
-        let live = |(consumer, recent): (&&'static str, &Recent)| {
-            Some(Live { consumer, p95: recent.p95()?, lately: recent.p95_lately()? })
-        };
-        self.lock().durations.iter().filter_map(live).collect()
+        self.lock().watched.iter().filter_map(|(consumer, watched)| watched.live(consumer)).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
@@ -165,6 +216,16 @@ async fn backlogs(outlook: &Outlook) -> Result<BTreeMap<String, u64>, Unavailabl
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_is_quiet_again_when_nothing_beside_the_last_replay_is_remembered() {
+        let (mut quiet, at) = (Quiet::default(), Duration::from_secs);
+        assert!(quiet.observe(at(1), 0), "nothing was ever replayed");
+        assert!(!quiet.observe(at(2), 7));
+        assert!(!quiet.observe(at(18), 7));
+        assert!(quiet.observe(at(19), 7));
+        assert!(!quiet.observe(at(20), 8));
+    }
 
     #[test]
     fn of_several_consumers_the_longest_backlog_counts_and_what_is_unknown_does_not() {

@@ -52,6 +52,7 @@ mod plan_store;
 mod preview;
 mod runner;
 mod store;
+mod usual;
 #[cfg(test)]
 mod world;
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::load::Live;
 use super::machine::View;
+use super::usual::Tail;
 
 /// Share of the rate that a job begins with.
 const FIRST_SHARE: f64 = 0.25;
@@ -26,8 +27,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const NEAR: f64 = 0.75;
 /// By so much a step.
 const CAREFUL: f64 = 1.0 / 16.0;
-/// A job that has been at its slowest for so long is not the cause of what deliveries still take: that is their usual time now.
-const NOT_THE_CAUSE: Duration = Duration::from_secs(60);
+/// A job that has been at its slowest for so long is not the cause of what deliveries still take: that counts as their usual time.
+const NOT_THE_CAUSE: Duration = Duration::from_secs(30);
 /// What may be sent at once after an idle time, in seconds of the rate.
 const BURST: f64 = 0.25;
 /// So much may be sent by one step of a job that goes on: live events wait behind it.
@@ -41,10 +42,13 @@ const BEHIND_SECONDS: f64 = 4.0;
 const BEHIND_AT_LEAST: f64 = 20.0;
 /// So do more messages of others that wait for the consumer, at the broker: about as many as it has taken at most already.
 const LONG_QUEUE: u64 = 1_000;
-/// And live deliveries that take so many times as long as usual.
+/// And live deliveries of which 95 of 100 take so many times as long as usual, and longer than 99 of 100 usually do: that keeps the 99
+/// within about twice their time. Where a few are always very slow, they say nothing.
 const SLOWER: u32 = 2;
-/// Deliveries that take less are quick, whatever is usual.
-const QUICK: Duration = Duration::from_millis(5);
+/// The 99 of 100 count up to so many times the 95.
+const RARELY: u32 = 2 * SLOWER;
+/// Deliveries that take less are quick, whatever is usual: a commit or two more at the disk, and nothing that anybody waits for.
+const QUICK: Duration = Duration::from_millis(10);
 
 /// How fast a job may go now; lives in the memory of whoever runs it.
 #[derive(Debug, Clone)]
@@ -66,8 +70,8 @@ pub(super) struct Pace {
     strain: Option<Strain>,
     /// Messages of others that waited then.
     others: Option<u64>,
-    /// The shortest time that was seen of each consumer's live deliveries.
-    usual: BTreeMap<&'static str, Duration>,
+    /// What a consumer's live deliveries took while this job can't have been the cause.
+    accepted: BTreeMap<&'static str, Tail>,
 }
 
 /// Why a job goes slower than it may.
@@ -76,7 +80,7 @@ pub(super) enum Strain {
     /// Its results are late, or more is on its way than comes back.
     Results,
     /// Live deliveries of a consumer take longer than they usually do.
-    Latency { consumer: &'static str, p95: Duration, usual: Duration },
+    Latency { consumer: &'static str, p95: Duration, limit: Duration },
     /// Messages of others wait: they go first.
     Backlog(u64),
 }
@@ -85,9 +89,9 @@ impl Display for Strain {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Results => f.write_str("results don't keep up"),
-            Self::Latency { consumer, p95, usual } => {
-                let (p95, usual) = (millis(*p95), millis(*usual));
-                write!(f, "95 of 100 live deliveries of {consumer} take up to {p95} ms instead of {usual}")
+            Self::Latency { consumer, p95, limit } => {
+                let (p95, limit) = (millis(*p95), millis(*limit));
+                write!(f, "95 of 100 live deliveries of {consumer} take up to {p95} ms, more than {limit}")
             }
             Self::Backlog(others) => write!(f, "{others} other messages wait for the consumer"),
         }
@@ -107,13 +111,13 @@ impl Pace {
             per_second: 1.0,
             strain: None,
             others: None,
-            usual: BTreeMap::new(),
+            accepted: BTreeMap::new(),
         }
     }
 
     /// Slowly once more, with what was learnt of the consumers.
     pub(super) fn again(&self, now: Duration) -> Self {
-        Self { usual: self.usual.clone(), ..Self::new(now) }
+        Self { accepted: self.accepted.clone(), ..Self::new(now) }
     }
 
     /// In words, while something makes it slower than it would be by now.
@@ -185,15 +189,14 @@ impl Pace {
         };
     }
 
-    /// What is usual: the least that was seen, unless the job can't be the cause of more.
+    /// What deliveries take at the slowest rate is not this job's doing, until they are quick again.
     fn learn(&mut self, view: &View<'_>, now: Duration) {
+        self.accepted.retain(|consumer, _| {
+            view.live.iter().any(|live| live.consumer == *consumer && live.now.p95 > live.usual.p95)
+        });
         if self.slowest_since.is_some_and(|since| now.saturating_sub(since) >= NOT_THE_CAUSE) {
             self.slowest_since = Some(now);
-            self.usual.clear();
-        }
-        for live in view.live {
-            let usual = self.usual.entry(live.consumer).or_insert(live.p95);
-            *usual = live.p95.min(*usual);
+            self.accepted = view.live.iter().map(|live| (live.consumer, live.now)).collect();
         }
     }
 
@@ -210,9 +213,16 @@ impl Pace {
     }
 
     fn slow(&self, live: &Live) -> Option<(Duration, Strain)> {
-        let (p95, usual) = (live.lately, *self.usual.get(live.consumer)?);
-        (p95 > (usual * SLOWER).max(QUICK)).then_some((p95, Strain::Latency { consumer: live.consumer, p95, usual }))
+        let usual = limit(live.usual);
+        let limit = self.accepted.get(live.consumer).map_or(usual, |accepted| limit(*accepted).max(usual));
+        (live.lately > limit)
+            .then_some((live.lately, Strain::Latency { consumer: live.consumer, p95: live.lately, limit }))
     }
+}
+
+/// What 95 of 100 may take.
+fn limit(usual: Tail) -> Duration {
+    (usual.p95 * SLOWER).max(usual.p99.min(usual.p95 * RARELY)).max(QUICK)
 }
 
 fn millis(duration: Duration) -> String {
