@@ -34,7 +34,7 @@
 //!   outage never looks like a failed replay.
 //! - *The broker is away*: nothing more is sent, and `waits_for` says so; what was committed waits in the outbox.
 //! - *The consumer is paused*: its dead letters stay waiting.
-//! - *The consumer is slow or has much else to do, or live deliveries of any consumer take longer*: the rate is halved until results
+//! - *The consumer is slow or has much else to do, or live deliveries of any consumer take longer*: the rate is cut until results
 //!   catch up, live deliveries take their usual time, and what waits at the broker is less; then it rises again, carefully near what was
 //!   too much. What this process can't see is left out of account.
 //! - *Replays fail again*: their dead letters are open again with one replay more; at [`REPLAY_CAP`] they are parked, which means

@@ -1,12 +1,13 @@
 //! How fast a job may go: step by step towards its rate, and back as soon as others suffer. Live traffic goes first. No I/O.
 //!
 //! ```text
-//! share of the rate: ¼ → ½ → 1 while nothing suffers; under a strain ½ of it, again and again; then fast up to near what was too much,
-//! and from there on carefully
+//! share of the rate: ¼ → ½ → 1 while nothing suffers; under a strain less, again and again, the more the worse it is, ½ at most;
+//! then fast up to near what was too much, and from there on carefully
 //! ```
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::load::Live;
@@ -28,7 +29,9 @@ const NEAR: f64 = 0.75;
 /// By so much a step.
 const CAREFUL: f64 = 1.0 / 16.0;
 /// A job that has been at its slowest for so long is not the cause of what deliveries still take: that counts as their usual time.
-const NOT_THE_CAUSE: Duration = Duration::from_secs(30);
+const NOT_THE_CAUSE: Duration = Duration::from_secs(15);
+/// What is left of the share under a great strain, and under a slight one.
+const LEFT: RangeInclusive<f64> = 0.5..=0.9;
 /// What may be sent at once after an idle time, in seconds of the rate.
 const BURST: f64 = 0.25;
 /// So much may be sent by one step of a job that goes on: live events wait behind it.
@@ -98,6 +101,18 @@ impl Display for Strain {
     }
 }
 
+impl Strain {
+    /// How much of its share a job keeps: for a little more than the limit, a little less.
+    fn left(&self) -> f64 {
+        match self {
+            Self::Latency { p95, limit, .. } => {
+                (limit.as_secs_f64() / p95.as_secs_f64()).clamp(*LEFT.start(), *LEFT.end())
+            }
+            Self::Results | Self::Backlog(_) => *LEFT.start(),
+        }
+    }
+}
+
 impl Pace {
     pub(super) fn new(now: Duration) -> Self {
         Self {
@@ -163,18 +178,18 @@ impl Pace {
         self.strain = self.cause(view, others).or(late.then_some(Strain::Results));
         match self.strain {
             Some(Strain::Backlog(_)) if shrinks && !late => {}
-            Some(_) => self.slower(before.is_none(), now),
+            Some(strain) => self.slower(strain.left(), before.is_none(), now),
             None if stood >= STEP => self.faster(),
             None => return,
         }
         (self.others, self.since) = (others, now);
     }
 
-    fn slower(&mut self, begins: bool, now: Duration) {
+    fn slower(&mut self, left: f64, begins: bool, now: Duration) {
         if begins {
-            self.ceiling = self.share * NEAR;
+            self.ceiling = self.share * left.max(NEAR);
         }
-        self.share = (self.share / 2.0).max(LEAST_SHARE);
+        self.share = (self.share * left).max(LEAST_SHARE);
         if self.share <= LEAST_SHARE {
             self.slowest_since.get_or_insert(now);
         }
