@@ -169,12 +169,6 @@ struct Gathered<J> {
     live: bool,
 }
 
-impl<J> Default for Gathered<J> {
-    fn default() -> Self {
-        Self { jobs: Vec::new(), keys: HashSet::new(), live: false }
-    }
-}
-
 impl<J> State<J> {
     fn new(most: usize) -> Self {
         Self {
@@ -205,18 +199,17 @@ impl<J> State<J> {
         let patient_until = self.progress + PATIENCE;
         let is_needed = self.working == 0 || self.is_full() || now >= patient_until;
         let passes = !is_needed && self.only_replays();
-        let gathered = if is_needed || passes { self.gather(passes) } else { Gathered::default() };
-        if gathered.jobs.is_empty() {
+        let gathered = (is_needed || passes).then(|| self.gather(passes));
+        let Some(Gathered { jobs, keys, live }) = gathered.filter(|gathered| !gathered.jobs.is_empty()) else {
             if is_needed {
                 return Next::Wait;
             }
             self.watched = true;
             return Next::WaitUntil(patient_until);
-        }
+        };
         if self.working == 0 {
             self.progress = now;
         }
-        let Gathered { jobs, keys, live } = gathered;
         self.working += 1;
         self.live += usize::from(live);
         self.busy.extend(&keys);
