@@ -22,4 +22,4 @@ pub use metrics::{
     dead_letter, kill_switch, last_success, outbox_batch, outbox_lags, outbox_lease_held, outbox_publish_duration,
     outbox_published, partitions_held, paused, prefetch, retry_scheduled, serialization_retry, unconfirmed,
 };
-pub use recent::{Durations, Recent, WINDOW};
+pub use recent::{Durations, Recent};

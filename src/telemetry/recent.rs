@@ -8,8 +8,6 @@ use std::time::Duration;
 const BOUNDS: [u64; 52] = bounds();
 /// One count for each bound and one for what is beyond.
 pub(super) const DURATIONS: usize = BOUNDS.len() + 1;
-/// How far back is looked.
-pub const WINDOW: Duration = Duration::from_secs(15);
 /// Fewer say nothing about the slowest of twenty.
 const AT_LEAST: u64 = 20;
 /// So many tell it well: more of the past only hides what is new.
@@ -39,11 +37,14 @@ pub struct Durations(pub(super) [u64; DURATIONS]);
 pub struct Recent(VecDeque<(Duration, Durations)>);
 
 impl Recent {
+    /// How far back is looked.
+    pub const WINDOW: Duration = Duration::from_secs(15);
+
     /// Takes in the counts of a moment; `now` is on any clock that only rises.
     pub fn observe(&mut self, now: Duration, counts: Durations) {
         self.0.push_back((now, counts));
         // One moment at or before the window's beginning stays, to count from.
-        while self.0.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= WINDOW) {
+        while self.0.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= Self::WINDOW) {
             self.0.pop_front();
         }
     }

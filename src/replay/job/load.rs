@@ -16,12 +16,12 @@ use crate::broker::{Link, queue_depths};
 use crate::db::Pool;
 use crate::runtime::Names;
 use crate::runtime::layout::{self, Unavailable};
-use crate::telemetry::{self, Durations, Recent, WINDOW};
+use crate::telemetry::{self, Durations, Recent};
 
 /// How often durations are read.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 /// Beside the replays of this time something may have been delivered that [`Recent`] remembers.
-const QUIET_AFTER: Duration = WINDOW.saturating_add(OBSERVE_EVERY);
+const QUIET_AFTER: Duration = Recent::WINDOW.saturating_add(OBSERVE_EVERY);
 /// How long what was seen at the broker is as good as new.
 const SEEN_FOR: Duration = Duration::from_secs(1);
 /// How long nobody looks again after a look that failed.

@@ -228,15 +228,15 @@ impl Pace {
     }
 
     fn slow(&self, live: &Live) -> Option<(Duration, Strain)> {
-        let usual = limit(live.usual);
-        let limit = self.accepted.get(live.consumer).map_or(usual, |accepted| limit(*accepted).max(usual));
+        let usual = bearable(live.usual);
+        let limit = self.accepted.get(live.consumer).map_or(usual, |accepted| bearable(*accepted).max(usual));
         (live.lately > limit)
             .then_some((live.lately, Strain::Latency { consumer: live.consumer, p95: live.lately, limit }))
     }
 }
 
 /// What 95 of 100 may take.
-fn limit(usual: Tail) -> Duration {
+fn bearable(usual: Tail) -> Duration {
     (usual.p95 * SLOWER).max(usual.p99.min(usual.p95 * RARELY)).max(QUICK)
 }
 
