@@ -58,6 +58,9 @@ async fn text_is_found_the_same_with_the_index_and_without_it() {
         ("temp_1", 1),
         ("full E-1", 0),
         ("i", 2),
+        ("SCHLÜSSEL", 1),
+        ("SCHLuSSEL", 0),
+        ("ssel FEHLT", 1),
     ];
     let cases: Vec<_> =
         of_open.map(|(text, expected)| (text, State::Open, expected)).into_iter().chain(by_state).collect();
