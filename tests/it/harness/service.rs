@@ -56,6 +56,26 @@ impl Service {
         Self(command.kill_on_drop(true).spawn().unwrap())
     }
 
+    /// Starts the service in a file system that holds it and its configuration, as nobody where we may choose; `None` where we may not
+    /// even change the root.
+    pub(crate) async fn rooted(root: &Path) -> Option<Self> {
+        let ways: [&[&str]; 2] =
+            [&["chroot", "--userspec=65532:65532", "--groups="], &["unshare", "--map-root-user", "chroot"]];
+        for way in ways {
+            let command = |root: &Path, program: &[&str]| {
+                let mut command = Command::new(way[0]);
+                command.args(&way[1..]).arg(root).args(program).stdin(Stdio::null()).stdout(Stdio::null());
+                command
+            };
+            let may = command(Path::new("/"), &["/bin/true"]).stderr(Stdio::null()).status().await;
+            if may.is_ok_and(|ended| ended.success()) {
+                let run = ["/usr/local/bin/onceflow", "run", "--config", "/etc/onceflow/onceflow.toml", "-q"];
+                return Some(Self(command(root, &run).kill_on_drop(true).spawn().unwrap()));
+            }
+        }
+        None
+    }
+
     /// Waits until it has died by itself.
     pub(crate) async fn died(&mut self, within: Duration) {
         let ended = tokio::time::timeout(within, self.0.wait()).await.expect("the fail point was never reached");

@@ -1,13 +1,15 @@
 //! How the service is run (§7.20): what is shipped takes away what it does not need, and it tells systemd how it does.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use onceflow::domains;
 use tokio::net::UnixDatagram;
 
-use crate::harness::SOON;
-use crate::harness::service::{Service, free_port};
+use crate::harness::service::{Service, free_port, until_ready};
+use crate::harness::{SOON, Stack, Wishes};
 
 fn shipped(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)).unwrap()
@@ -55,9 +57,33 @@ fn the_unit_takes_away_what_the_service_does_not_need_s7_20() {
 fn the_container_runs_as_nobody_and_without_a_shell_s7_20() {
     let file = shipped("Containerfile");
     let run = file.rsplit("\nFROM ").next().unwrap();
+    assert!(run.starts_with("scratch\nCOPY --from=build /image /\n"), "{run}");
     assert!(run.lines().any(|line| line == "USER 65532:65532"), "{run}");
     assert!(run.contains("ENTRYPOINT [\"/usr/local/bin/onceflow\"]") && run.contains("CMD [\"run\""), "{run}");
     assert!(!file.contains("ARG ") && !file.contains("ENV "), "secrets come at run time, in files: {file}");
+}
+
+/// The file system of the image as the root of a process: tests can't expect an engine for containers.
+#[tokio::test]
+async fn the_image_holds_all_that_the_service_needs_and_no_shell_s7_20() {
+    let stack = Stack::prepare(&domains::consumers(), Wishes::default()).await;
+    let (place, port) = (tempfile::tempdir().unwrap(), free_port());
+    let root = place.path().join("image");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/image.sh");
+    let made = Command::new(script).arg(env!("CARGO_BIN_EXE_onceflow")).arg(&root).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    for absent in ["bin", "usr/bin", "usr/lib/apt", "tmp"] {
+        assert!(!root.join(absent).exists(), "{absent}");
+    }
+    let config = root.join("etc/onceflow/onceflow.toml");
+    fs::create_dir_all(config.parent().unwrap()).unwrap();
+    let text = fs::read_to_string(stack.config_file()).unwrap();
+    fs::write(&config, text.replace("\nlisten = \"127.0.0.1:0\"", &format!("\nlisten = \"127.0.0.1:{port}\"")))
+        .unwrap();
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o644)).unwrap();
+    let Some(service) = Service::rooted(&root).await else { return };
+    until_ready(port).await;
+    service.stop().await;
 }
 
 async fn told(socket: &UnixDatagram) -> String {
