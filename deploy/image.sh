@@ -1,9 +1,9 @@
 #!/bin/sh
 # The file system of the image: the program, the libraries that it is linked with, the public authorities. No shell, no package manager.
-#   deploy/image.sh PROGRAM DIRECTORY
 set -eu
-program=$1
-root=$2
+usage="usage: deploy/image.sh PROGRAM DIRECTORY"
+program=${1:?$usage}
+root=${2:?$usage}
 authorities=/etc/ssl/certs/ca-certificates.crt
 [ -r "$authorities" ] || { echo "$authorities is missing: install the package ca-certificates" >&2; exit 1; }
 install -D -m 0755 "$program" "$root/usr/local/bin/onceflow"
