@@ -174,6 +174,15 @@ pub struct EditRequest {
     pub dry_run: bool,
 }
 
+/// Body of `POST /api/v1/dlq/{id}/unmask` and `…/diff`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnmaskRequest {
+    /// Why, for the audit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// Body of `POST /api/v1/jobs`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

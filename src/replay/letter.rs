@@ -1,4 +1,5 @@
-//! Dead letters as operators see them: a list, groups, one with everything. Reading only.
+//! Dead letters as operators see them: a list, groups, one with everything. Reading only, but that who sees a payload as it is stands in
+//! the audit (`spec/reliability.md` §7.17).
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -7,7 +8,7 @@ use uuid::Uuid;
 
 use super::edit::{self, Edited, Link};
 use super::filter::{Cursor, Filter, MAX_PAGE};
-use super::store;
+use super::{mask, store};
 use crate::db::{DbError, Tx};
 
 /// Matches are counted up to here: beyond, the exact number helps nobody and takes long.
@@ -75,10 +76,14 @@ pub struct DeadLetter {
     pub headers: serde_json::Value,
     /// Size of the payload.
     pub payload_bytes: usize,
-    /// The payload where it is UTF-8 text.
+    /// The payload where it is UTF-8 text; absent where it is masked.
     pub payload_text: Option<String>,
-    /// The payload in base64 where it isn't.
+    /// The payload in base64 where it isn't; absent where it is masked.
     pub payload_base64: Option<String>,
+    /// Where it is masked: the payload without what looks like a secret or a phone number, if it is JSON of at most 64 KiB and who asked
+    /// is more than a viewer. Not for sending: fields are in the order of their names.
+    #[serde(default)]
+    pub payload_masked: Option<String>,
     /// Exchange it was published to.
     pub original_exchange: String,
     /// Routing key it was published with.
@@ -120,25 +125,36 @@ pub struct DeadLetter {
     /// Its event is an edited copy: of what.
     #[serde(default)]
     pub edited_from: Option<Edited>,
-    /// Payload and the producer's own headers are not shown: whoever asked may only look.
+    /// Payload and the producer's own headers are masked: everything is shown only to who asks for that, which the audit tells.
     #[serde(default)]
     pub is_masked: bool,
 }
 
 impl DeadLetter {
-    /// Without what a producer wrote into it: payload and headers other than the known properties and attributes.
+    /// Without what looks like a secret or a phone number, in the payload and in the producer's own headers.
     #[must_use]
     pub fn masked(mut self) -> Self {
-        self.payload_text = None;
+        let json = self.payload_text.take().filter(|_| self.payload_kind == PayloadKind::Json);
+        self.payload_masked = json.and_then(|text| mask::whole(text.as_bytes()));
         self.payload_base64 = None;
-        if let Some(headers) = self.headers.as_object_mut() {
-            let known = |name: &str| name.starts_with("amqp:") || name.to_ascii_lowercase().starts_with("cloudevents");
-            for (_, value) in headers.iter_mut().filter(|(name, _)| !known(name)) {
-                *value = serde_json::Value::from("masked");
-            }
+        self.mask_headers(mask::field);
+        self
+    }
+
+    /// Without what a producer wrote into it: payload and headers other than the known properties and attributes.
+    #[must_use]
+    pub fn outlined(mut self) -> Self {
+        (self.payload_text, self.payload_base64) = (None, None);
+        self.mask_headers(|_, value| *value = serde_json::Value::from("masked"));
+        self
+    }
+
+    fn mask_headers(&mut self, mask: impl Fn(&str, &mut serde_json::Value)) {
+        let known = |name: &str| name.starts_with("amqp:") || name.to_ascii_lowercase().starts_with("cloudevents");
+        for (name, value) in self.headers.as_object_mut().into_iter().flatten().filter(|(name, _)| !known(name)) {
+            mask(name, value);
         }
         self.is_masked = true;
-        self
     }
 }
 
@@ -266,6 +282,18 @@ pub async fn show(tx: &Tx, id: Uuid) -> Result<Option<DeadLetter>, DbError> {
     let Link { into, from } = edit::links(tx, id, (tenant, &letter.summary.event_id)).await?;
     (letter.edited_into, letter.edited_from) = (into, from);
     Ok(Some(letter))
+}
+
+/// One dead letter with its payload as it is; the audit tells who has seen it.
+///
+/// # Errors
+/// When the database is away.
+pub async fn unmask(tx: &Tx, id: Uuid, by: (&str, Option<&str>)) -> Result<Option<DeadLetter>, DbError> {
+    let letter = show(tx, id).await?;
+    if let Some(letter) = &letter {
+        store::audit_sight(tx, id, by, ("payload", &letter.summary.event_id)).await?;
+    }
+    Ok(letter)
 }
 
 /// What a payload is: what it can be read as counts more than what its content type says, but for protobuf.

@@ -167,6 +167,9 @@ const AUDIT_LETTERS: &str = "
            jsonb_build_object('ids', jsonb_build_array(a.letter), 'operation', $4::uuid, 'before', $5::text, 'after', $6::text)
       FROM unnest($7::uuid[], $8::uuid[]) AS a (id, letter)";
 
+/// How the audit names that somebody has seen a payload as it is.
+pub(super) const UNMASK: &str = "dlq.unmask";
+
 /// What somebody did to dead letters, for the audit.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Operation<'a> {
@@ -308,6 +311,17 @@ pub(super) async fn audit_each(
     all_of(written, ids, "audit rows of dead letters")
 }
 
+/// Somebody (and why) sees `what` of the dead letter of this event as it is.
+pub(super) async fn audit_sight(
+    tx: &Tx,
+    id: Uuid,
+    (actor, reason): (&str, Option<&str>),
+    (what, event_id): (&str, &str),
+) -> Result<(), DbError> {
+    let detail = serde_json::json!({ "count": 1, "ids": [id], "event_id": event_id, "seen": what });
+    audit_row(tx, (actor, UNMASK, &id.to_string()), reason, &detail).await
+}
+
 /// `what` is actor, action and subject.
 pub(super) async fn audit_row(
     tx: &Tx,
@@ -392,6 +406,7 @@ fn dead_letter(row: &Row) -> Result<DeadLetter, DbError> {
         payload_bytes,
         payload_text,
         payload_base64,
+        payload_masked: None,
         original_exchange: column(row, "original_exchange")?,
         original_routing_key: column(row, "original_routing_key")?,
         consumer_version: column(row, "consumer_version")?,

@@ -17,7 +17,8 @@ const LETTER: &str = "SELECT id FROM onceflow.dead_letter WHERE event_id = $1 AN
 const LEDGER: &str = "SELECT count(*) FROM onceflow.probe_ledger";
 const NOTHING_WRITTEN: &str = "
     SELECT (SELECT count(*) FROM onceflow.outbox WHERE exchange = '') + (SELECT count(*) FROM onceflow.dead_letter_edit)
-         + (SELECT count(*) FROM onceflow.audit) + (SELECT count(*) FROM onceflow.dead_letter WHERE state <> 'open')";
+         + (SELECT count(*) FROM onceflow.audit WHERE action <> 'dlq.unmask')
+         + (SELECT count(*) FROM onceflow.dead_letter WHERE state <> 'open')";
 /// A dead letter that a replay would apply.
 pub(crate) const INSERT: &str = "
     INSERT INTO onceflow.dead_letter (id, tenant, consumer, source, event_id, event_type, partition_key, stage, reason, error_chain,
@@ -208,6 +209,9 @@ async fn what_names_the_event_is_locked_and_a_copy_that_its_consumer_would_refus
         (200, &Value::Null, 1)
     );
     assert_eq!(stack.count(NOTHING_WRITTEN).await, 0, "nothing of all that was written");
+    let sights =
+        "SELECT count(*) FROM onceflow.audit WHERE action = 'dlq.unmask' AND actor = 'li' AND detail->>'seen' = 'edit'";
+    assert_eq!(stack.count(sights).await, 1, "but that the dry run showed what stands there (S7.17)");
     assert_eq!(stack.count("SELECT count(*) FROM onceflow.inbox").await, 0);
     let missing = format!("dlq/{}/edit", Uuid::nil());
     assert_eq!(ask(&stack, "li", &missing, Some(json!({ "payload": "{}", "reason": "x" }))).await.0, 404);

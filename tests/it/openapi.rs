@@ -203,6 +203,8 @@ async fn look(door: &Door, document: &mut Document) {
     for letter in page["items"].as_array().unwrap() {
         let answer = door.get(&format!("/api/v1/dlq/{}", letter["id"].as_str().unwrap())).await;
         document.fits("get /api/v1/dlq/{id}", &answer);
+        let path = format!("/api/v1/dlq/{}/unmask", letter["id"].as_str().unwrap());
+        document.fits("post /api/v1/dlq/{id}/unmask", &door.post(&path, json!({ "reason": "seen" })).await);
     }
 }
 
@@ -237,6 +239,7 @@ async fn edit_dead_letters(door: &Door, document: &mut Document) {
     let made = door.post(&format!("/api/v1/dlq/{id}/edit"), edit).await;
     document.fits("post /api/v1/dlq/{id}/edit", &made);
     document.fits("get /api/v1/dlq/{id}/diff", &door.get(&format!("/api/v1/dlq/{id}/diff")).await);
+    document.fits("post /api/v1/dlq/{id}/diff", &door.post(&format!("/api/v1/dlq/{id}/diff"), json!({})).await);
 }
 
 async fn run_jobs(door: &Door, document: &mut Document, client: &tokio_postgres::Client) {

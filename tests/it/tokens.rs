@@ -55,6 +55,8 @@ async fn a_viewer_looks_an_operator_changes_and_an_admin_makes_tokens() {
         (Method::POST, "/dlq/archive", json!({ "selection": { "ids": [] }, "reason": "x" }), [403, 200, 200]),
         (Method::POST, "/dlq/restore", json!({ "selection": { "ids": [] }, "reason": "x" }), [403, 200, 200]),
         (Method::GET, "/dlq/00000000-0000-0000-0000-000000000000/diff", Value::Null, [404, 404, 404]),
+        (Method::POST, "/dlq/00000000-0000-0000-0000-000000000000/diff", json!({}), [403, 404, 404]),
+        (Method::POST, "/dlq/00000000-0000-0000-0000-000000000000/unmask", json!({}), [403, 404, 404]),
         (Method::GET, "/tokens", Value::Null, [403, 403, 200]),
         (Method::POST, "/tokens", json!({ "name": "x", "role": "viewer" }), [403, 403, 200]),
         (Method::POST, "/tokens/revoke", json!({ "name": "x" }), [403, 403, 200]),

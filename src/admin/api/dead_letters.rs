@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::super::guard::Caller;
 use super::super::problem::Problem;
 use super::super::state::{AdminState, end_change, end_read};
-use super::super::wire::{ChangeRequest, Groups, Ids, NoteRequest, Role};
+use super::super::wire::{ChangeRequest, Groups, Ids, NoteRequest, Role, UnmaskRequest};
 use super::{actor, words};
 use crate::db::{DbError, Tx};
 use crate::replay::{
@@ -116,12 +116,32 @@ pub(super) async fn show(
     let Path(id) = id?;
     let tx = state.begin_read().await?;
     let found = replay::show(&tx, id).await;
-    let mut letter = end_read(tx, found).await?.ok_or_else(|| Problem::not_found(&format!("dead letter {id}")))?;
+    let letter = complete(&state, id, end_read(tx, found).await?)?;
+    // Payloads hold phone numbers and more: who may only look sees what failed and why.
+    Ok(Json(if caller.role == Role::Viewer { letter.outlined() } else { letter.masked() }))
+}
+
+pub(super) async fn unmask(
+    State(state): State<Arc<AdminState>>,
+    id: Result<Path<Uuid>, PathRejection>,
+    headers: HeaderMap,
+    body: Body<UnmaskRequest>,
+) -> Result<Json<DeadLetter>, Problem> {
+    let (Path(id), Json(request), actor) = (id?, body?, actor(&headers)?);
+    let reason = request.reason.as_deref().map(|text| words("reason", text)).transpose()?;
+    let tx = state.begin().await?;
+    let found = replay::unmask(&tx, id, (&actor, reason.as_deref())).await;
+    let seen = matches!(found, Ok(Some(_)));
+    complete(&state, id, end_change(tx, found, seen).await?).map(Json)
+}
+
+/// With what this process knows of it.
+fn complete(state: &AdminState, id: Uuid, found: Option<DeadLetter>) -> Result<DeadLetter, Problem> {
+    let mut letter = found.ok_or_else(|| Problem::not_found(&format!("dead letter {id}")))?;
     if letter.summary.state == "archived" {
         letter.restorable_until = letter.closed_at.and_then(|at| state.restorable_until(at));
     }
-    // Payloads hold phone numbers and more: who may only look sees what failed and why.
-    Ok(Json(if caller.role == Role::Viewer { letter.masked() } else { letter }))
+    Ok(letter)
 }
 
 pub(super) async fn replay(

@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::http::HeaderMap;
 use schemars::JsonSchema;
 use uuid::Uuid;
 
+use super::super::guard::Caller;
 use super::super::problem::Problem;
 use super::super::state::{AdminState, end_change};
-use super::super::wire::{JobChange, JobRequest, Jobs};
+use super::super::wire::{JobChange, JobRequest, Jobs, Role};
 use super::{actor, words};
 use crate::db::Tx;
-use crate::replay::job::{self, Action, Job, JobError, NewJob, Plan, Planned};
+use crate::replay::job::{self, Action, Hints, Job, JobError, NewJob, Plan, Planned};
 use crate::replay::{MAX_CHANGES, Selection};
 
 const DEFAULT_LIST: u32 = 50;
@@ -68,13 +69,20 @@ pub(super) async fn list(State(state): State<Arc<AdminState>>, params: Params) -
     Ok(Json(Jobs { items: items? }))
 }
 
-pub(super) async fn show(State(state): State<Arc<AdminState>>, id: Id) -> Result<Json<Job>, Problem> {
+pub(super) async fn show(
+    State(state): State<Arc<AdminState>>,
+    Extension(caller): Extension<Caller>,
+    id: Id,
+) -> Result<Json<Job>, Problem> {
     let Path(id) = id?;
     let tx = state.begin_read().await?;
     let job = job::job(&tx, id).await;
     tx.rollback().await;
     let mut job = job?;
     add_hints(&state, job.action, &mut job.plan).await;
+    if caller.role == Role::Viewer {
+        job.plan.hints.iter_mut().for_each(Hints::outline);
+    }
     Ok(Json(job))
 }
 

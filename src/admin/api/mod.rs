@@ -31,7 +31,7 @@ pub(super) const PREFIX: &str = "/api/v1";
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`table`], below [`PREFIX`], as they are counted.
-pub(super) const ROUTES: [&str; 31] = [
+pub(super) const ROUTES: [&str; 32] = [
     "/status",
     "/dlq",
     "/dlq/groups",
@@ -43,6 +43,7 @@ pub(super) const ROUTES: [&str; 31] = [
     "/dlq/settled",
     "/dlq/{id}/edit",
     "/dlq/{id}/diff",
+    "/dlq/{id}/unmask",
     "/dlq/{id}",
     "/consumers",
     "/consumers/{name}/pause",
@@ -100,14 +101,20 @@ fn dead_letter_routes(table: Table) -> Table {
         .post("/dlq/archive", "Put dead letters away, until a restore or retention.", dead_letters::archive)
         .post("/dlq/restore", "Open archived dead letters again.", dead_letters::restore)
         .post("/dlq/settled", "How far replayed dead letters are.", dead_letters::settled)
-        .get("/dlq/{id}", "One dead letter with everything that is known of it.", dead_letters::show)
+        .get(
+            "/dlq/{id}",
+            "One dead letter with everything that is known of it; its payload masked.",
+            dead_letters::show,
+        )
+        .post("/dlq/{id}/unmask", "One dead letter with its payload as it is; the audit tells.", dead_letters::unmask)
         .post_up_to(
             edits::MAX_BODY_BYTES,
             "/dlq/{id}/edit",
             "Send an edited copy in the place of a dead letter.",
             edits::edit,
         )
-        .get("/dlq/{id}/diff", "How an edited copy differs from its original.", edits::diff)
+        .get("/dlq/{id}/diff", "How an edited copy differs from its original; values masked.", edits::diff)
+        .post("/dlq/{id}/diff", "How it differs, with values as they are; the audit tells.", edits::unmasked_diff)
 }
 
 fn job_routes(table: Table) -> Table {

@@ -13,7 +13,8 @@ use super::super::context::Context;
 use super::super::events::message::set;
 use super::super::exit::{Ending, Exit, Failure};
 use super::super::output::{Rows, time};
-use crate::admin::wire::EditRequest;
+use super::show::Sight;
+use crate::admin::wire::{EditRequest, UnmaskRequest};
 use crate::replay::DeadLetter;
 use crate::replay::edit::{Diff, EditMade, EditShown};
 
@@ -21,7 +22,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   onceflow dlq edit 0197a1b2-… --set parent_id=42 --dry-run        what would differ
   onceflow dlq edit 0197a1b2-… --set parent_id=42 --reason 'wrong parent, told by hr'
-  onceflow dlq show 0197a1b2-… -o json | jq -r .payload_text > new.json
+  onceflow dlq show 0197a1b2-… --unmask -o json | jq -r .payload_text > new.json
   onceflow dlq edit 0197a1b2-… --file new.json --reason 'mended by hand'
   onceflow dlq edit 0197a1b2-… --header amqp:content_type=application/json --reason 'sent as text'
 
@@ -33,7 +34,11 @@ duplicate, and where it was applied meanwhile the edit is refused (exit 5).";
 pub(super) const DIFF_EXAMPLES: &str = "\
 Examples:
   onceflow dlq diff 0197a1b2-…        the dead letter that was edited, or the one that its copy became
-  onceflow dlq diff 0197a1b2-… -o json | jq .copy_state";
+  onceflow dlq diff 0197a1b2-… --unmask --reason 'was it the number?'
+  onceflow dlq diff 0197a1b2-… -o json | jq .copy_state
+
+What looks like a secret or a phone number is masked; a viewer is shown no values. With --unmask they are as they are, which needs
+the role operator, and the audit tells who has seen them.";
 
 /// The service refuses larger ones.
 const MAX_INPUT: u64 = 8 * 1024 * 1024;
@@ -66,6 +71,8 @@ pub(in crate::cli) struct DiffArgs {
     /// The dead letter that was edited, or the one that its copy became
     #[arg(value_name = "ID")]
     id: Uuid,
+    #[command(flatten)]
+    sight: Sight,
 }
 
 pub(super) async fn run(context: &Context, args: &Args) -> Ending {
@@ -74,7 +81,10 @@ pub(super) async fn run(context: &Context, args: &Args) -> Ending {
     if !args.set.is_empty() {
         let text = match payload {
             Some(bytes) => bytes,
-            None => stored(&client.get(&format!("dlq/{}", args.id), &()).await?)?,
+            None => {
+                let why = UnmaskRequest { reason: args.reason.clone() };
+                stored(&client.post(&format!("dlq/{}/unmask", args.id), &why).await?)?
+            }
         };
         payload = Some(assigned(&text, &args.set)?);
     }
@@ -93,7 +103,8 @@ pub(super) async fn run(context: &Context, args: &Args) -> Ending {
 }
 
 pub(super) async fn diff(context: &Context, args: &DiffArgs) -> Ending {
-    let shown: EditShown = context.client()?.get(&format!("dlq/{}/diff", args.id), &()).await?;
+    let path = format!("dlq/{}/diff", args.id);
+    let shown: EditShown = args.sight.ask(&context.client()?, &path, &path).await?;
     context.out.data("onceflow.dlq.diff/1", &shown, || table(&shown.diff))?;
     remark(context, &shown.diff);
     let edited = &shown.edited;

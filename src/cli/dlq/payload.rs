@@ -20,12 +20,17 @@ pub(super) fn description(letter: &DeadLetter) -> String {
 
 /// The payload itself, line by line.
 pub(super) fn lines(letter: &DeadLetter) -> String {
+    if let Some(masked) = &letter.payload_masked {
+        return shown(&indented(masked)) + "(masked; --unmask shows it as it is, and the audit tells that)\n";
+    }
     match (&letter.payload_text, &letter.payload_base64) {
         (Some(text), _) if letter.payload_kind == PayloadKind::Json => shown(&indented(text)),
         (Some(text), _) if letter.payload_kind == PayloadKind::Protobuf => base64_of(text),
         (Some(text), _) => shown(text),
         (None, Some(base64)) => format!("{base64}\n"),
-        (None, None) if letter.is_masked => "(not shown: it needs the role operator)\n".to_owned(),
+        (None, None) if letter.is_masked => {
+            "(not shown: --unmask shows it, which needs the role operator; the audit tells that)\n".to_owned()
+        }
         (None, None) => String::new(),
     }
 }

@@ -2,28 +2,65 @@
 
 use std::fmt::Write as _;
 
+use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use super::super::client::Client;
 use super::super::context::Context;
-use super::super::exit::{Ending, Exit};
+use super::super::exit::{Ending, Exit, Failure};
 use super::super::output::{Format, printable, time};
 use super::payload;
+use crate::admin::wire::UnmaskRequest;
 use crate::replay::DeadLetter;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   onceflow dlq show 0197a1b2-…
-  onceflow dlq show 0197a1b2-… -o json | jq -r .payload_text";
+  onceflow dlq show 0197a1b2-… --unmask --reason 'which number is it?'
+  onceflow dlq show 0197a1b2-… --unmask -o json | jq -r .payload_text
+
+What looks like a secret or a phone number is masked, in JSON; other payloads are not shown. With --unmask everything is shown, and the
+audit tells who has seen it. It needs the role operator; a viewer is shown no payload at all.";
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
     /// The dead letter
     #[arg(value_name = "ID")]
     id: Uuid,
+    #[command(flatten)]
+    sight: Sight,
+}
+
+/// How much is shown.
+#[derive(Debug, clap::Args)]
+pub(super) struct Sight {
+    /// Show everything as it is; the audit tells who has seen it
+    #[arg(long)]
+    unmask: bool,
+    /// Why; kept in the audit
+    #[arg(long, value_name = "TEXT", requires = "unmask")]
+    reason: Option<String>,
+}
+
+impl Sight {
+    /// Asks `masked`, or `whole`.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        &self,
+        client: &Client,
+        masked: &str,
+        whole: &str,
+    ) -> Result<T, Failure> {
+        if self.unmask {
+            client.post(whole, &UnmaskRequest { reason: self.reason.clone() }).await
+        } else {
+            client.get(masked, &()).await
+        }
+    }
 }
 
 pub(super) async fn run(context: &Context, args: &Args) -> Ending {
-    let letter: DeadLetter = context.client()?.get(&format!("dlq/{}", args.id), &()).await?;
+    let path = format!("dlq/{}", args.id);
+    let letter: DeadLetter = args.sight.ask(&context.client()?, &path, &format!("{path}/unmask")).await?;
     if context.out.format == Format::Table {
         context.out.text(&page(&letter))?;
     } else {

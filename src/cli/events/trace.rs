@@ -108,6 +108,7 @@ fn told(what: &What) -> (&'static str, String) {
         What::Dead(letter) => ("dead", dead(letter)),
         What::Replayed(hand) => ("replayed", by(hand)),
         What::Edited(edit) => ("edited", edited(edit)),
+        What::Seen(hand) => ("seen", by(hand)),
         What::Changed(hand) => ("changed", format!("{} {}", hand.action, by(hand))),
         What::Held(hold) => ("held", format!("behind event {} of its key, which failed", hold.blocked_by)),
         What::Applied(end) => ("applied", ended(end)),

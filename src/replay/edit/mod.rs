@@ -34,6 +34,7 @@ use uuid::Uuid;
 pub use diff::{Diff, FieldChange, MAX_FIELDS};
 pub(super) use store::{Link, links};
 
+use super::mask;
 use super::store::{self as letters, Operation};
 use crate::db::{DbError, Tx};
 use crate::event::Rejection;
@@ -123,6 +124,37 @@ pub struct EditShown {
     pub edited: Edited,
     /// What differs.
     pub diff: Diff,
+    /// Values are masked: they are shown as they are only to who asks for that, which the audit tells.
+    #[serde(default)]
+    pub is_masked: bool,
+}
+
+impl EditShown {
+    /// Without what looks like a secret or a phone number.
+    #[must_use]
+    pub fn masked(self) -> Self {
+        self.with_values(|path, value| match path {
+            // No JSON on one of the sides: what can't be read can't be masked.
+            "payload" => *value = Value::from("masked"),
+            path => mask::field(path, value),
+        })
+    }
+
+    /// Without what stood and stands there.
+    #[must_use]
+    pub fn outlined(self) -> Self {
+        self.with_values(|_, value| *value = Value::from("masked"))
+    }
+
+    fn with_values(mut self, mask: impl Fn(&str, &mut Value)) -> Self {
+        for field in &mut self.diff.fields {
+            for value in [&mut field.before, &mut field.after].into_iter().flatten() {
+                mask(&field.path, value);
+            }
+        }
+        self.is_masked = true;
+        self
+    }
 }
 
 /// Why nothing was edited.
@@ -245,6 +277,26 @@ pub async fn edit(tx: &Tx, new: &NewEdit, rules: &Rules) -> Result<EditMade, Edi
 /// When the database is away.
 pub async fn edit_of(tx: &Tx, id: Uuid) -> Result<Option<EditShown>, DbError> {
     store::shown(tx, id).await
+}
+
+/// Like [`edit_of`], with the values as they are; the audit tells who has seen them.
+///
+/// # Errors
+/// When the database is away.
+pub async fn unmask(tx: &Tx, id: Uuid, by: (&str, Option<&str>)) -> Result<Option<EditShown>, DbError> {
+    let shown = edit_of(tx, id).await?;
+    if let Some(shown) = &shown {
+        letters::audit_sight(tx, id, by, ("edit", &shown.edited.event_id)).await?;
+    }
+    Ok(shown)
+}
+
+/// What would differ was seen, and nothing changed.
+///
+/// # Errors
+/// When the database is away.
+pub async fn seen(tx: &Tx, plan: &EditMade, by: (&str, Option<&str>)) -> Result<(), DbError> {
+    letters::audit_sight(tx, plan.dead_letter, by, ("edit", &plan.event_id)).await
 }
 
 /// Marks the original as dealt with, under every identity that it may arrive with.

@@ -171,7 +171,7 @@ pub(in crate::replay) async fn links(tx: &Tx, id: Uuid, of: (&str, &str)) -> Res
 fn edit_shown(row: &Row) -> Result<EditShown, DbError> {
     let diff: Value = column(row, "diff")?;
     let diff: Diff = serde_json::from_value(diff).map_err(|e| DbError::shape(format!("diff: {e}")))?;
-    Ok(EditShown { edited: edited(row)?, diff })
+    Ok(EditShown { edited: edited(row)?, diff, is_masked: false })
 }
 
 fn edited(row: &Row) -> Result<Edited, DbError> {

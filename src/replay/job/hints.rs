@@ -23,6 +23,15 @@ pub struct Hints {
     pub targets: Vec<Target>,
 }
 
+impl Hints {
+    /// Takes away what producers wrote: not even masked for who may only look.
+    pub fn outline(&mut self) {
+        for preview in &mut self.previews {
+            preview.payload = None;
+        }
+    }
+}
+
 /// A dead letter of the plan with its payload in one line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "PayloadPreview")]
@@ -40,7 +49,7 @@ pub struct Preview {
     pub bytes: u32,
     /// How the payload is to be read; absent where it is too large to be read for a plan.
     pub kind: Option<PayloadKind>,
-    /// The payload, cut, with secrets and phone numbers masked; absent where it is not JSON.
+    /// The payload, cut, with secrets and phone numbers masked; absent where it is not JSON, and for a viewer.
     pub payload: Option<String>,
 }
 

@@ -49,7 +49,6 @@ mod model;
 mod pace;
 mod plan;
 mod plan_store;
-mod preview;
 mod runner;
 mod store;
 mod usual;

@@ -6,11 +6,11 @@ use uuid::Uuid;
 
 use super::super::filter::Filter;
 use super::super::letter::{PayloadKind, payload_kind};
+use super::super::mask;
 use super::super::store::{column, conditions};
 use super::REPLAY_CAP;
 use super::hints::Preview;
 use super::model::{Job, Kind, Left, NewJob, Plan, Settings};
-use super::preview::{MOST_BYTES, preview};
 use super::store::{counted, signed};
 use crate::db::{DbError, Tx};
 
@@ -227,7 +227,7 @@ pub(super) async fn by_key(tx: &Tx, key: &str) -> Result<Option<Uuid>, DbError> 
 
 /// These dead letters with their payloads in one line each, in this order; those that are gone are left out.
 pub(super) async fn previews(tx: &Tx, ids: &[Uuid]) -> Result<Vec<Preview>, DbError> {
-    tx.query(PREVIEWS, &[&ids, &MOST_BYTES]).await?.iter().map(read_preview).collect()
+    tx.query(PREVIEWS, &[&ids, &mask::MOST_BYTES]).await?.iter().map(read_preview).collect()
 }
 
 fn read_preview(row: &Row) -> Result<Preview, DbError> {
@@ -241,6 +241,6 @@ fn read_preview(row: &Row) -> Result<Preview, DbError> {
         group: column(row, "group")?,
         bytes: u32::try_from(bytes).unwrap_or_default(),
         kind,
-        payload: payload.filter(|_| kind == Some(PayloadKind::Json)).and_then(|payload| preview(&payload)),
+        payload: payload.filter(|_| kind == Some(PayloadKind::Json)).and_then(|payload| mask::line(&payload)),
     })
 }

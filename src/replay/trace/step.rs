@@ -39,6 +39,8 @@ pub enum What {
     Replayed(Hand),
     /// An edited copy took the place of an event: told of both.
     Edited(Edit),
+    /// An operator has seen the payload as it is, or the values of an edit.
+    Seen(Hand),
     /// An operator changed something else by hand.
     Changed(Hand),
     /// It waits behind a failed event of its key.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::super::store::UNMASK;
 use super::step::{Step, What};
 use super::store::{EditStep, Ended, Found, Waiting};
 use super::{Identity, MAX_STEPS, Question};
@@ -90,8 +91,11 @@ fn hands<'a>(found: &'a Found, question: &'a Question) -> impl Iterator<Item = P
     found.hands.iter().filter(|(_, _, hand)| hand.action != EDIT).filter_map(move |(id, at, hand)| {
         let known = named.get(id).copied().flatten().cloned();
         let event = known.or_else(|| rows.get(id).map(|waiting| event_of(waiting, found, question)))?;
-        let what =
-            if matches!(hand.action.as_str(), "dlq.replay" | "job.replay") { What::Replayed } else { What::Changed };
+        let what = match hand.action.as_str() {
+            "dlq.replay" | "job.replay" => What::Replayed,
+            UNMASK => What::Seen,
+            _ => What::Changed,
+        };
         Some(step(&event, *at, what(hand.clone())))
     })
 }
@@ -101,7 +105,7 @@ fn step(event: &Identity, at: Timestamp, what: What) -> Placed {
         What::Failed(_) => 0,
         What::GaveUp(_) => 1,
         What::Dead(_) => 2,
-        What::Replayed(_) | What::Changed(_) | What::Held(_) | What::Edited(_) => 3,
+        What::Replayed(_) | What::Seen(_) | What::Changed(_) | What::Held(_) | What::Edited(_) => 3,
         What::Applied(_) | What::Stale(_) | What::Skipped(_) => 4,
         What::Waits(_) | What::Parked(_) => 5,
         What::Confirmed { .. } => 6,

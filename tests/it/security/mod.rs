@@ -9,4 +9,5 @@ mod files;
 mod fuzz;
 mod login;
 mod producers;
+mod sight;
 mod tls;

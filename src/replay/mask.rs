@@ -1,11 +1,12 @@
-//! A payload in one short line, for plans. Plans are shown to many and pasted into tickets, so what looks like a secret or a phone number
-//! is masked; `onceflow dlq show` shows everything to who asks for one dead letter.
+//! Payloads for people, without what looks like a secret or a phone number: a short line for plans, which are shown to many and pasted into
+//! tickets, and a whole payload for who looks at one dead letter. What can't be read can't be masked, and is not shown. It is a net, not a
+//! promise: a name is nothing that can be told from other words. `onceflow dlq show --unmask` shows everything, and the audit tells that.
 
 use serde_json::Value;
 
 /// Longest line, in characters.
 const LONGEST: usize = 300;
-/// Larger payloads are not read for a plan.
+/// Larger payloads are not read for this.
 pub(super) const MOST_BYTES: i32 = 64 * 1024;
 /// Fields are secret whose names contain one of these, in lower case without `_` and `-`. Parameters of a text message may be one-time
 /// passwords.
@@ -32,11 +33,9 @@ const INTERNATIONAL: std::ops::RangeInclusive<usize> = 8..=15;
 const MOBILE_DIGITS: usize = 11;
 const MASK: &str = "****";
 
-/// The line; `None` where the payload is no JSON: what can't be read can't be masked.
-pub(super) fn preview(payload: &[u8]) -> Option<String> {
-    let mut value: Value = serde_json::from_slice(payload).ok()?;
-    mask(&mut value, false);
-    let line = value.to_string();
+/// A payload in one short line; `None` where it is no JSON.
+pub(super) fn line(payload: &[u8]) -> Option<String> {
+    let line = whole(payload)?;
     let end = line.char_indices().nth(LONGEST).map(|(at, _)| at);
     Some(match end {
         Some(end) => format!("{}…", &line[..end]),
@@ -44,24 +43,48 @@ pub(super) fn preview(payload: &[u8]) -> Option<String> {
     })
 }
 
+/// A payload in one line; `None` where it is no JSON, or too large. Its fields are in the order of their names, and of two with one
+/// name only the last is left.
+pub(super) fn whole(payload: &[u8]) -> Option<String> {
+    if i32::try_from(payload.len()).is_ok_and(|bytes| bytes > MOST_BYTES) {
+        return None;
+    }
+    let mut value: Value = serde_json::from_slice(payload).ok()?;
+    mask(&mut value, false);
+    Some(value.to_string())
+}
+
+/// A field by itself, which stands at this path (`lines.0.phone`).
+pub(super) fn field(path: &str, value: &mut Value) {
+    let secret = path.split('.').any(|name| is_one_of(&SECRET, name));
+    if !secret && last_name(path).is_some_and(|name| is_one_of(&PHONES, name)) {
+        number(value);
+    } else {
+        mask(value, secret);
+    }
+}
+
+/// Places in a list aside.
+fn last_name(path: &str) -> Option<&str> {
+    path.rsplit('.').find(|name| !name.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// Masks in place. Below a `secret` field nothing but the structure is left.
 fn mask(value: &mut Value, secret: bool) {
     match value {
         Value::Object(fields) => {
             for (name, field) in fields.iter_mut() {
-                let name: String = name.chars().filter(|c| !matches!(c, '_' | '-')).collect::<String>().to_lowercase();
-                if PHONES.iter().any(|phone| name.contains(phone)) && !secret && !field.is_object() && !field.is_array()
-                {
-                    *field = Value::from(masked_number(&text_of(field)));
-                    continue;
+                if !secret && is_one_of(&PHONES, name) {
+                    number(field);
+                } else {
+                    mask(field, secret || is_one_of(&SECRET, name));
                 }
-                mask(field, secret || SECRET.iter().any(|word| name.contains(word)));
             }
         }
         Value::Array(items) => items.iter_mut().for_each(|item| mask(item, secret)),
         Value::Null | Value::Bool(_) => {}
         other if secret => *other = Value::from(MASK),
-        Value::String(text) => *text = without_numbers(text),
+        Value::String(text) => *text = masked_text(text),
         Value::Number(number) => {
             let text = number.to_string();
             if is_somebodys("", &text) {
@@ -71,8 +94,33 @@ fn mask(value: &mut Value, secret: bool) {
     }
 }
 
+/// Masks a number of a person, however it is written.
+fn number(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(number),
+        Value::Object(_) => mask(value, false),
+        Value::Null => {}
+        other => *other = Value::from(masked_number(&text_of(other))),
+    }
+}
+
+fn is_one_of(words: &[&str], name: &str) -> bool {
+    let name = name.chars().filter(|c| !matches!(c, '_' | '-')).collect::<String>().to_lowercase();
+    words.iter().any(|word| name.contains(word))
+}
+
 fn text_of(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned)
+}
+
+/// JSON within a text is masked like any other; what only begins like JSON can't be read.
+fn masked_text(text: &str) -> String {
+    if !text.trim_start().starts_with(['{', '[']) {
+        return without_numbers(text);
+    }
+    let Ok(mut value) = serde_json::from_str::<Value>(text) else { return MASK.to_owned() };
+    mask(&mut value, false);
+    value.to_string()
 }
 
 /// Masks every run of digits in a text that is somebody's number.
@@ -107,11 +155,12 @@ fn masked_number(number: &str) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
     fn shown(json: &str) -> String {
-        preview(json.as_bytes()).unwrap()
+        line(json.as_bytes()).unwrap()
     }
 
     #[test]
@@ -125,6 +174,8 @@ mod tests {
             (r#"{"params":{"code":"4711","deep":[7,null]}}"#, r#"{"params":{"code":"****","deep":["****",null]}}"#),
             (r#"{"Access-Token":"abc","api_key":1}"#, r#"{"Access-Token":"****","api_key":"****"}"#),
             (r#"[{"password":"p"}]"#, r#"[{"password":"****"}]"#),
+            (r#"{"inner":"{\"pwd\":\"p\",\"n\":1}"}"#, r#"{"inner":"{\"n\":1,\"pwd\":\"****\"}"}"#),
+            (r#"{"inner":"{\"pwd\":"}"#, r#"{"inner":"****"}"#),
         ] {
             assert_eq!(shown(json), expected);
         }
@@ -145,15 +196,34 @@ mod tests {
     #[test]
     fn it_is_short_and_what_is_no_json_is_not_shown() {
         assert_eq!(shown(&format!(r#"{{"a":"{}"}}"#, "ü".repeat(1_000))).chars().count(), LONGEST + 1);
-        assert_eq!(preview(br#"{"password": "x"#), None);
-        assert_eq!(preview(b"\xff"), None);
+        assert_eq!(line(br#"{"password": "x"#), None);
+        assert_eq!(line(b"\xff"), None);
+        assert_eq!(whole(&vec![b' '; 64 * 1024 + 1]), None);
+    }
+
+    #[test]
+    fn a_field_by_itself_is_masked_by_where_it_stands() {
+        for (path, given, expected) in [
+            ("payload.user_phone", json!("13812345678"), json!("****78")),
+            ("payload.phones.0", json!("0301234"), json!("****34")),
+            ("payload.phones", json!(["0301234", null]), json!(["****34", null])),
+            ("payload.params.code", json!(4711), json!("****")),
+            ("payload.note", json!("call 13812345678"), json!("call ****78")),
+            ("payload", json!("{\"password\":\"p…"), json!("****")),
+            ("headers.api-key", json!("k"), json!("****")),
+            ("payload.amount", json!(1999), json!(1999)),
+        ] {
+            let mut value = given;
+            field(path, &mut value);
+            assert_eq!(value, expected, "{path}");
+        }
     }
 
     proptest! {
         #[test]
         fn no_mobile_number_comes_through_a_text(before in "[a-z +:]{0,9}", rest in "[0-9]{9}", after in "[a-z :]{0,9}") {
             let number = format!("13{rest}");
-            let json = serde_json::json!({ "text": format!("{before}{number}{after}"), "phone": number });
+            let json = json!({ "text": format!("{before}{number}{after}"), "phone": number });
             prop_assert!(!shown(&json.to_string()).contains(&number));
         }
     }
