@@ -134,9 +134,21 @@ impl Running {
         let letters = self.ask(viewer, Method::GET, "/dlq?limit=500", Value::Null).await;
         for letter in letters["items"].as_array().unwrap() {
             let id = letter["id"].as_str().unwrap();
-            seen += &self.ask(viewer, Method::GET, &format!("/dlq/{id}"), Value::Null).await.to_string();
+            for path in [format!("/dlq/{id}"), format!("/dlq/{id}/diff")] {
+                seen += &self.ask(viewer, Method::GET, &path, Value::Null).await.to_string();
+            }
             let event = letter["event_id"].as_str().unwrap();
             seen += &self.ask(viewer, Method::GET, &format!("/events/trace?id={event}"), Value::Null).await.to_string();
+        }
+        let jobs = self.ask(viewer, Method::GET, "/jobs", Value::Null).await;
+        for job in jobs["items"].as_array().unwrap() {
+            let path = format!("/jobs/{}", job["id"].as_str().unwrap());
+            let shown = self.ask(viewer, Method::GET, &path, Value::Null).await;
+            assert!(
+                !shown["plan"]["hints"]["previews"].as_array().unwrap().is_empty(),
+                "a plan with payloads: {shown}"
+            );
+            seen += &shown.to_string();
         }
         assert!(seen.len() > 1_000, "nothing was looked at: {seen}");
         for path in ["/dlq/groups", "/status", "/consumers", "/outbox", "/jobs", "/tokens", "/nothing"] {
@@ -301,6 +313,7 @@ async fn no_secret_and_nothing_personal_shows_anywhere_whatever_happens_s7_5() {
         "the log is none at debug level"
     );
     for (what, text) in shown {
+        eprintln!("canary: {} secrets and names looked for in {} bytes of {what}", canaries.all().len(), text.len());
         for canary in canaries.all() {
             let at = text.find(canary).map(|at| &text[text.floor_char_boundary(at.saturating_sub(300))..]);
             assert_eq!(at.map(|text| text.chars().take(600).collect::<String>()), None, "{canary} shows in {what}");
