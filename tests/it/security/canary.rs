@@ -286,6 +286,11 @@ async fn no_secret_and_nothing_personal_shows_anywhere_whatever_happens_s7_5() {
     let all = json!({"action": "replay", "selection": {"filter": {"consumer": "sms"}}, "reason": "again",
                      "settings": {"rate": 500, "max_in_flight": 100, "canary": 0, "hold_seconds": 0}});
     let job = service.ask(&canaries.operator, Method::POST, "/jobs", all).await;
+    // Its payloads hold a name, which no mask knows.
+    let named =
+        json!({"action": "discard", "selection": {"filter": {"consumer": "org"}}, "reason": "seen", "plan_only": true});
+    let plan = service.ask(&canaries.operator, Method::POST, "/jobs", named).await.to_string();
+    assert!(plan.contains(NAME), "an operator is to see it: {plan}");
     stack
         .until_count(
             "SELECT count(*) FROM onceflow.dead_letter WHERE state = 'open' AND replays = 0 AND consumer = 'sms'",
