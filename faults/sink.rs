@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
@@ -26,6 +26,8 @@ const EGRESS: &str = "onceflow.out";
 const PREFETCH: u16 = 500;
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(200);
+/// So long without a message it takes another connection: a consumer that the broker does not serve says nothing.
+const SILENT_FOR: Duration = Duration::from_secs(10);
 
 /// One message as it came.
 #[derive(Debug, Clone)]
@@ -47,9 +49,21 @@ struct At {
     replicated: bool,
 }
 
+/// What became of its connections, for who looks into a failure.
+#[derive(Clone)]
+struct Steps(Arc<Mutex<Vec<String>>>, Instant);
+
+impl Steps {
+    fn note(&self, step: impl std::fmt::Display) {
+        let line = format!("{:>9.3} s  {step}", self.1.elapsed().as_secs_f64());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+}
+
 /// A running sink.
 pub(crate) struct Sink {
     arrived: Arc<Mutex<Vec<Arrival>>>,
+    steps: Steps,
     task: JoinHandle<()>,
     /// The number of times that the queue was declared and bound.
     bound: watch::Receiver<u64>,
@@ -63,9 +77,10 @@ impl Sink {
         let (tell, mut bound) = watch::channel(0);
         let again = Arc::new(tokio::sync::Notify::new());
         let at = At { amqp_url: amqp_url.to_owned(), replicated };
-        let task = tokio::spawn(consume_for_ever(at, arrived.clone(), tell, again.clone()));
+        let steps = Steps(Arc::default(), Instant::now());
+        let task = tokio::spawn(consume_for_ever(at, (arrived.clone(), steps.clone()), tell, again.clone()));
         bound.wait_for(|bound| *bound > 0).await.context("the sink has ended")?;
-        Ok(Self { arrived, task, bound, again })
+        Ok(Self { arrived, steps, task, bound, again })
     }
 
     /// Binds its queue again, after a fault has taken exchange or binding away.
@@ -86,6 +101,9 @@ impl Sink {
         self.task.abort();
         let arrivals = self.arrivals();
         write(&arrivals, file).with_context(|| format!("write {}", file.display()))?;
+        let steps = self.steps.0.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
+        std::fs::write(file.with_extension("log"), steps + "\n")
+            .context("write what became of the sink's connections")?;
         Ok(arrivals)
     }
 
@@ -102,24 +120,36 @@ impl Drop for Sink {
 
 async fn consume_for_ever(
     at: At,
-    arrived: Arc<Mutex<Vec<Arrival>>>,
+    (arrived, steps): (Arc<Mutex<Vec<Arrival>>>, Steps),
     tell: watch::Sender<u64>,
     again: Arc<tokio::sync::Notify>,
 ) {
     loop {
         // Whatever ends it, it begins again.
         let connecting = Connection::connect(&at.amqp_url, ConnectionProperties::default());
-        if let Ok(Ok(connection)) = tokio::time::timeout(CONNECT_WITHIN, connecting).await {
-            if let Ok(Ok(mut consumer)) = tokio::time::timeout(CONNECT_WITHIN, open(&connection, at.replicated)).await {
-                tell.send_modify(|bound| *bound += 1);
-                tokio::select! {
-                    () = consume(&mut consumer, &arrived) => {}
-                    () = again.notified() => {}
+        let connected = tokio::time::timeout(CONNECT_WITHIN, connecting).await;
+        if let Ok(Ok(connection)) = connected {
+            match tokio::time::timeout(CONNECT_WITHIN, open(&connection, at.replicated)).await {
+                Ok(Ok(mut consumer)) => {
+                    steps.note("consumes");
+                    tell.send_modify(|bound| *bound += 1);
+                    tokio::select! {
+                        why = consume(&mut consumer, &arrived) => steps.note(why),
+                        () = again.notified() => steps.note("binds again"),
+                    }
                 }
+                Ok(Err(error)) => steps.note(format!("can't consume: {error:#}")),
+                Err(_) => steps.note("can't consume: no answer"),
             }
             // A consumer that the broker starts after we have given up would keep messages for itself, and the connection alive.
             // One that is gone already needs no close.
-            let _ = tokio::time::timeout(CONNECT_WITHIN, connection.close(200, "bye".into())).await;
+            match tokio::time::timeout(CONNECT_WITHIN, connection.close(200, "bye".into())).await {
+                Ok(Ok(())) => steps.note("closed"),
+                Ok(Err(error)) => steps.note(format!("was closed: {error}")),
+                Err(_) => steps.note("close: no answer"),
+            }
+        } else {
+            steps.note("can't connect");
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -139,12 +169,19 @@ async fn open(connection: &Connection, replicated: bool) -> anyhow::Result<lapin
     Ok(channel.basic_consume(QUEUE.into(), "".into(), consume, FieldTable::default()).await?)
 }
 
-async fn consume(consumer: &mut lapin::Consumer, arrived: &Mutex<Vec<Arrival>>) {
-    while let Some(Ok(delivery)) = consumer.next().await {
+/// Until it ends; returns why.
+async fn consume(consumer: &mut lapin::Consumer, arrived: &Mutex<Vec<Arrival>>) -> String {
+    loop {
+        let delivery = match tokio::time::timeout(SILENT_FOR, consumer.next()).await {
+            Ok(Some(Ok(delivery))) => delivery,
+            Ok(Some(Err(error))) => return format!("ended: {error}"),
+            Ok(None) => return "ended".to_owned(),
+            Err(_) => return "nothing comes".to_owned(),
+        };
         let arrival = read(&delivery);
         arrived.lock().unwrap_or_else(PoisonError::into_inner).push(arrival);
-        if delivery.acker.ack(BasicAckOptions::default()).await.is_err() {
-            return;
+        if let Err(error) = delivery.acker.ack(BasicAckOptions::default()).await {
+            return format!("can't acknowledge: {error}");
         }
     }
 }

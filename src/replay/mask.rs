@@ -46,7 +46,7 @@ pub(super) fn line(payload: &[u8]) -> Option<String> {
 /// A payload in one line; `None` where it is no JSON, or too large. Its fields are in the order of their names, and of two with one
 /// name only the last is left.
 pub(super) fn whole(payload: &[u8]) -> Option<String> {
-    if i32::try_from(payload.len()).is_ok_and(|bytes| bytes > MOST_BYTES) {
+    if !i32::try_from(payload.len()).is_ok_and(|bytes| bytes <= MOST_BYTES) {
         return None;
     }
     let mut value: Value = serde_json::from_slice(payload).ok()?;
