@@ -52,6 +52,8 @@ pub(crate) struct Site {
     pub(crate) service_amqp_url: String,
     /// Where the broker's nodes listen: one, or as many as its cluster has.
     pub(crate) nodes: Vec<u16>,
+    /// Of the first node.
+    management_url: String,
     /// Configuration, logs and journals.
     pub(crate) folder: PathBuf,
 }
@@ -101,14 +103,16 @@ impl Ground {
         let service_database_url = with_user(&database_url, &name)?;
         let service_amqp_url = with_user(&amqp_url, &name)?;
         let nodes = vec![port_of(&amqp_url)?];
-        Ok(Site { name, database_url, amqp_url, service_database_url, service_amqp_url, nodes, folder })
+        let management_url = self.management_url.clone();
+        Ok(Site { name, database_url, amqp_url, service_database_url, service_amqp_url, nodes, management_url, folder })
     }
 
     /// Starts a cluster, and moves the site from the one broker there.
     pub(crate) async fn cluster(&self, site: &mut Site) -> anyhow::Result<Cluster> {
         let cluster = Cluster::start(project(), CLUSTER_PLACE, &|line| crate::say(line)).await?;
         let first = cluster.nodes.first().context("a cluster without nodes")?;
-        self.make_vhost(&first.management_url(), &site.name).await?;
+        site.management_url = first.management_url();
+        self.make_vhost(&site.management_url, &site.name).await?;
         site.amqp_url = with_path(&first.amqp_url(), &site.name)?;
         site.service_amqp_url = with_user(&site.amqp_url, &site.name)?;
         site.nodes = cluster.nodes.iter().map(RabbitMq::port).collect();
@@ -157,6 +161,21 @@ impl Ground {
             bail!("the broker's API said {status} to {path}: {text}");
         }
         Ok(text)
+    }
+
+    /// What the broker holds of a site, one line of JSON each, for who looks into a failure.
+    pub(crate) async fn holds(&self, site: &Site) -> String {
+        let mut said = String::new();
+        for what in ["queues", "consumers", "bindings", "connections", "channels"] {
+            let path = if matches!(what, "connections" | "channels") {
+                format!("vhosts/{}/{what}", site.name)
+            } else {
+                format!("{what}/{}", site.name)
+            };
+            let answer = self.ask(&site.management_url, Method::GET, &path, json!({})).await;
+            said += &format!("{path}: {}\n", answer.unwrap_or_else(|error| format!("{error:#}")));
+        }
+        said
     }
 
     /// Runs `rabbitmqctl`.

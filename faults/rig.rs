@@ -401,6 +401,10 @@ impl Rig {
         self.producer.pause().await;
         // What does not come to rest shows in the comparison, which says more.
         let at_rest = self.rest().await;
+        if at_rest.is_err() {
+            let held = self.ground.holds(&self.site).await;
+            std::fs::write(self.site.folder.join("broker.txt"), held).context("write what the broker holds")?;
+        }
         let mut problems = Vec::new();
         let mut outputs = String::new();
         for n in 0..self.replicas.len() {

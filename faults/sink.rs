@@ -13,7 +13,7 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Connection, ConnectionProperties, ExchangeKind};
+use lapin::{Channel, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -26,8 +26,6 @@ const EGRESS: &str = "onceflow.out";
 const PREFETCH: u16 = 500;
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(200);
-/// So long without a message it takes another connection: a consumer that the broker does not serve says nothing.
-const SILENT_FOR: Duration = Duration::from_secs(10);
 
 /// One message as it came.
 #[derive(Debug, Clone)]
@@ -130,11 +128,11 @@ async fn consume_for_ever(
         let connected = tokio::time::timeout(CONNECT_WITHIN, connecting).await;
         if let Ok(Ok(connection)) = connected {
             match tokio::time::timeout(CONNECT_WITHIN, open(&connection, at.replicated)).await {
-                Ok(Ok(mut consumer)) => {
+                Ok(Ok((channel, consumer))) => {
                     steps.note("consumes");
                     tell.send_modify(|bound| *bound += 1);
                     tokio::select! {
-                        why = consume(&mut consumer, &arrived) => steps.note(why),
+                        why = consume(&channel, consumer, &arrived) => steps.note(why),
                         () = again.notified() => steps.note("binds again"),
                     }
                 }
@@ -155,7 +153,7 @@ async fn consume_for_ever(
     }
 }
 
-async fn open(connection: &Connection, replicated: bool) -> anyhow::Result<lapin::Consumer> {
+async fn open(connection: &Connection, replicated: bool) -> anyhow::Result<(Channel, Consumer)> {
     let channel = connection.create_channel().await?;
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     channel.exchange_declare(EGRESS.into(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
@@ -166,24 +164,24 @@ async fn open(connection: &Connection, replicated: bool) -> anyhow::Result<lapin
     channel.queue_bind(QUEUE.into(), EGRESS.into(), "#".into(), bind, FieldTable::default()).await?;
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let consume = BasicConsumeOptions::default();
-    Ok(channel.basic_consume(QUEUE.into(), "".into(), consume, FieldTable::default()).await?)
+    let consumer = channel.basic_consume(QUEUE.into(), "".into(), consume, FieldTable::default()).await?;
+    Ok((channel, consumer))
 }
 
-/// Until it ends; returns why.
-async fn consume(consumer: &mut lapin::Consumer, arrived: &Mutex<Vec<Arrival>>) -> String {
-    loop {
-        let delivery = match tokio::time::timeout(SILENT_FOR, consumer.next()).await {
-            Ok(Some(Ok(delivery))) => delivery,
-            Ok(Some(Err(error))) => return format!("ended: {error}"),
-            Ok(None) => return "ended".to_owned(),
-            Err(_) => return "nothing comes".to_owned(),
+/// Until it ends; returns why. It acknowledges through the channel: a delivery's own `acker` may pend for ever once the connection is lost.
+async fn consume(channel: &Channel, mut consumer: Consumer, arrived: &Mutex<Vec<Arrival>>) -> String {
+    while let Some(next) = consumer.next().await {
+        let delivery = match next {
+            Ok(delivery) => delivery,
+            Err(error) => return format!("ended: {error}"),
         };
         let arrival = read(&delivery);
         arrived.lock().unwrap_or_else(PoisonError::into_inner).push(arrival);
-        if let Err(error) = delivery.acker.ack(BasicAckOptions::default()).await {
+        if let Err(error) = channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await {
             return format!("can't acknowledge: {error}");
         }
     }
+    "ended".to_owned()
 }
 
 fn read(delivery: &Delivery) -> Arrival {

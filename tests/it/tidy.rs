@@ -180,6 +180,19 @@ fn each_client_library_has_one_door() {
     none("a client library is used behind its one door", &offences(elsewhere));
 }
 
+/// A delivery's own `acker` may pend for ever once the connection is lost: `src/broker/acks.rs`.
+#[test]
+fn acknowledgements_go_through_the_channel() {
+    let through_the_delivery = |line: &&str| line.contains(".acker") && !line.trim_start().starts_with("//");
+    let mut found = Vec::new();
+    for below in ["src", "faults"] {
+        each_source(below, &mut |path, code| {
+            found.extend(code.lines().filter(through_the_delivery).map(|line| format!("{path}: {}", line.trim())));
+        });
+    }
+    none("a delivery is acknowledged through its channel", &found);
+}
+
 #[test]
 fn sql_stands_only_in_store_files() {
     let exempt = ["src/db/", "src/runtime/pause.rs"];
