@@ -23,7 +23,7 @@ use crate::health::{Check, Health};
 use crate::outbox::{Handover, Relay, RelaySettings};
 use crate::replay::edit::Rules;
 use crate::replay::job::{self, Loads, Outlook, Runner};
-use crate::retention;
+use crate::retention::{self, Aging};
 use crate::runtime::{
     ABORT_MARGIN, AnyConsumer, Pauses, Share, Shared, egress_topology, fixed_topology, run_consumer, run_drain,
 };
@@ -108,7 +108,7 @@ impl App {
         service.spawn(job::run_jobs(runner, stops.intake.clone()));
         let share = Arc::new(Share::default());
         service.spawn(follow_share(admin_pool.clone(), share.clone(), stops.intake.clone()));
-        service.spawn(retention::run(admin_pool, config.retention, stops.service.clone()));
+        service.spawn(retention::run(admin_pool, config.retention, aging(&consumers), stops.service.clone()));
 
         let shared = Shared {
             settings: Arc::new(config.runtime.clone()),
@@ -211,6 +211,12 @@ fn admin_state(
         editing: editing(config, consumers),
         version: env!("CARGO_PKG_VERSION"),
     }
+}
+
+/// What the consumers keep of persons for a while only.
+fn aging(consumers: &[Arc<dyn AnyConsumer>]) -> Vec<Aging> {
+    let all = consumers.iter().flat_map(|consumer| consumer.personal());
+    all.filter_map(|data| data.forget_old.map(|sql| Aging { name: data.name, sql })).collect()
 }
 
 /// Copies go where a single replay goes to.

@@ -89,10 +89,10 @@ pub(super) async fn authorised(
     }
 }
 
-/// The role that a request needs. Asking how replays ended is a question too long for a URL.
+/// The role that a request needs; personal data is looked for by operators. Asking how replays ended is a question too long for a URL.
 pub(super) fn needed(method: &Method, path: &str) -> Role {
     match (method, path) {
-        (_, path) if path.starts_with("/tokens") => Role::Admin,
+        (_, path) if path.starts_with("/tokens") || path == "/persons/erase" => Role::Admin,
         (&Method::POST, path) if path.starts_with("/dlq/") && path.ends_with("/edit") => Role::Admin,
         (&Method::GET | &Method::HEAD, _) | (_, "/dlq/settled") => Role::Viewer,
         _ => Role::Operator,

@@ -10,9 +10,10 @@ use crate::db::{Class, DbError};
 use crate::replay::ChangeError;
 use crate::replay::edit::EditError;
 use crate::replay::job::JobError;
+use crate::replay::person::ErasureError;
 
 /// Every stable code with what it says; the document lists them.
-pub(super) const CODES: [(&str, &str); 49] = [
+pub(super) const CODES: [(&str, &str); 50] = [
     ("already_applied", "The event was applied meanwhile."),
     ("already_edited", "An edited copy took its place already."),
     ("approval_needed", "A second person has to approve the job first."),
@@ -30,6 +31,7 @@ pub(super) const CODES: [(&str, &str); 49] = [
     ("invalid_limit", "`limit` is not a number."),
     ("invalid_path", "A part of the path is not what is needed, such as an id."),
     ("invalid_payload", "The payload of an edit is given twice, or is not base64."),
+    ("invalid_person", "Nobody can be looked for by what was said of the person."),
     ("invalid_query", "The query can't be read, or has a parameter that means nothing here."),
     ("invalid_question", "One of id and key is needed, as printable text."),
     ("invalid_setting", "A setting of a job is out of its bounds."),
@@ -142,6 +144,15 @@ impl From<ChangeError> for Problem {
             ChangeError::NotArchived(_) => Self::invalid("not_archived", detail),
             ChangeError::NotOpen(_) => Self::invalid("not_open", detail),
             ChangeError::Count { .. } => Self::new(StatusCode::CONFLICT, "count_differs", detail),
+        }
+    }
+}
+
+impl From<ErasureError> for Problem {
+    fn from(error: ErasureError) -> Self {
+        match error {
+            ErasureError::Database(error) => Self::from(error),
+            ErasureError::Change(error) => Self::from(error),
         }
     }
 }

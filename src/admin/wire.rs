@@ -42,7 +42,7 @@ pub enum Role {
     Viewer,
     /// Replays, discards, archives, pauses, resumes.
     Operator,
-    /// Makes and revokes tokens, edits dead letters.
+    /// Makes and revokes tokens, edits dead letters, erases persons.
     Admin,
 }
 
@@ -60,6 +60,44 @@ impl Role {
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Viewer, Self::Operator, Self::Admin].into_iter().find(|role| role.as_str() == text)
     }
+}
+
+/// Body of `POST /api/v1/persons/find`. What matches any of `user`, `phone` and `text` is found; one of them is needed.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PersonRequest {
+    /// Whose data it is; `default` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// A user's id in the directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// A phone number with its country, such as +8613800138000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phone: Option<String>,
+    /// Any other text, such as a mail address or a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// `next` of the answer before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Uuid>,
+}
+
+/// Without what is known of the person.
+impl std::fmt::Debug for PersonRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PersonRequest").finish_non_exhaustive()
+    }
+}
+
+/// Body of `POST /api/v1/persons/erase`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EraseRequest {
+    /// Who.
+    pub person: PersonRequest,
+    /// Why; kept in the audit.
+    pub reason: String,
 }
 
 /// A token of the API, without the token.

@@ -1,5 +1,6 @@
 //! The command line: `onceflow <noun> <verb>`. Data on stdout, talk on stderr, a number for scripts at the end.
 
+mod agree;
 mod check;
 mod client;
 mod completion;
@@ -14,6 +15,7 @@ mod migrate;
 mod openapi;
 mod outbox;
 mod output;
+mod person;
 mod run;
 mod status;
 mod token;
@@ -70,6 +72,9 @@ enum Command {
     /// The outbox and the rows that the broker would not take.
     #[command(subcommand)]
     Outbox(outbox::Command),
+    /// What is kept of a person: find it, erase it.
+    #[command(subcommand)]
+    Person(person::Command),
     /// How many queues a consumer has: compare with the configuration, move while it runs.
     #[command(subcommand)]
     Topology(topology::Command),
@@ -118,6 +123,7 @@ async fn carry_out(context: &Context, command: Command) -> Ending {
         Command::Jobs(command) => jobs::run(context, command).await,
         Command::Consumers(command) => consumers::run(context, command).await,
         Command::Outbox(command) => outbox::run(context, command).await,
+        Command::Person(command) => person::run(context, command).await,
         Command::Topology(command) => topology::run(context, &command).await,
         Command::Token(command) => token::run(context, command).await,
         Command::Openapi => openapi::run(context),

@@ -16,6 +16,7 @@ pub(super) fn read(reader: &mut Reader) -> Policy {
         attempts: kept(reader, "retention.attempts", (90, 1)),
         jobs: kept(reader, "retention.jobs", (180, 1)),
         audit: kept(reader, "retention.audit", (400, LEAST_AUDIT)),
+        personal_data: kept(reader, "retention.personal_data", (180, 1)),
     }
 }
 

@@ -200,7 +200,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(86_400);
 
     fn bounds(since: Option<Duration>, inbox: Option<Duration>, audit: Option<Duration>) -> Bounds {
-        let retention = Policy { inbox, audit, dead_letters: None, attempts: None, jobs: None };
+        let retention = Policy { inbox, audit, dead_letters: None, attempts: None, jobs: None, personal_data: None };
         Bounds { since, within: DAY, statement: DAY, examples: 3, retention }
     }
 

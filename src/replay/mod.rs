@@ -13,6 +13,7 @@ mod group;
 pub mod job;
 mod letter;
 mod mask;
+pub mod person;
 mod sending_store;
 mod store;
 pub mod trace;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::invariant::Invariant;
+use super::personal::PersonalData;
 use crate::db::{DbError, Tx};
 use crate::event::{Downstream, Envelope, Rejection};
 
@@ -100,6 +101,8 @@ pub trait Consumer: Send + Sync + 'static {
     const PUBLISHES: &'static [EventType];
     /// What must hold in its tables, for `onceflow check invariants`.
     const INVARIANTS: &'static [Invariant] = &[];
+    /// What its tables keep of persons, for `onceflow person` and retention.
+    const PERSONAL: &'static [PersonalData] = &[];
 
     /// Turns the wire form into a valid event. Called before any transaction.
     ///

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use super::contract::{Consumer, EventType, HandleError, Outcome, Received};
 use super::invariant::Invariant;
+use super::personal::PersonalData;
 use crate::db::Tx;
 use crate::event::{Envelope, Rejection};
 
@@ -26,6 +27,8 @@ pub trait AnyConsumer: Send + Sync {
     fn publishes(&self) -> &'static [EventType];
     /// [`Consumer::INVARIANTS`].
     fn invariants(&self) -> &'static [Invariant];
+    /// [`Consumer::PERSONAL`].
+    fn personal(&self) -> &'static [PersonalData];
     /// [`Consumer::decode`] of a known type; an unknown one is rejected.
     ///
     /// # Errors
@@ -65,6 +68,10 @@ impl<C: Consumer> AnyConsumer for Erased<C> {
 
     fn invariants(&self) -> &'static [Invariant] {
         C::INVARIANTS
+    }
+
+    fn personal(&self) -> &'static [PersonalData] {
+        C::PERSONAL
     }
 
     fn decode(&self, envelope: &Envelope) -> Result<Decoded, Rejection> {

@@ -287,6 +287,12 @@ async fn change_the_rest(door: &Door, document: &mut Document, client: &tokio_po
         assert_eq!(touched.1["count"], 1, "{}", touched.1);
         document.fits(&format!("post /api/v1/outbox/{verb}"), &touched);
     }
+    let person = json!({ "user": "42" });
+    let found = door.post("/api/v1/persons/find", person).await;
+    assert_eq!(found.1["items"][0]["what"], "dead_letters", "{}", found.1);
+    document.fits("post /api/v1/persons/find", &found);
+    let order = json!({ "person": { "user": "43" }, "reason": "asked for" });
+    document.fits("post /api/v1/persons/erase", &door.post("/api/v1/persons/erase", order).await);
     let token = door.post("/api/v1/tokens", json!({ "name": "li", "role": "viewer" })).await;
     document.fits("post /api/v1/tokens", &token);
     document.fits("post /api/v1/tokens/revoke", &door.post("/api/v1/tokens/revoke", json!({ "name": "li" })).await);
@@ -331,6 +337,7 @@ async fn every_refusal_is_a_problem_with_a_code_of_the_document() {
         (&post, "/api/v1/jobs".to_owned(), Some(job("")), 404, "nothing_matches"),
         (&post, "/api/v1/jobs".to_owned(), Some(job(r#", "settings": { "rate": 0 }"#)), 400, "invalid_setting"),
         (&post, format!("/api/v1/jobs/{nil}/pause"), Some(r#"{"reason": " "}"#.to_owned()), 400, "invalid_words"),
+        (&post, "/api/v1/persons/find".to_owned(), Some("{}".to_owned()), 400, "invalid_person"),
         (&post, "/api/v1/tokens/revoke".to_owned(), Some(r#"{"name": "nobody"}"#.to_owned()), 404, "not_found"),
         (&post, "/api/v1/dlq/settled".to_owned(), Some("x".repeat(2 << 20)), 413, "invalid_body"),
     ] {

@@ -20,6 +20,8 @@ pub(super) const BACK_TO_15: &str = "
      DROP FUNCTION onceflow.says(text, text[], text, text, text), onceflow.says(text, text[], text, text[], text, text, text),
          onceflow.searchable, onceflow.error_text;
      CREATE INDEX dead_letter_by_consumer ON onceflow.dead_letter (consumer, state, reason);
+     DROP INDEX onceflow.sms_request_known_since, onceflow.sms_request_unread_number;
+     ALTER TABLE onceflow.sms_request DROP COLUMN forgotten_at, ADD CONSTRAINT sms_request_accepted_whole CHECK (true);
      DELETE FROM onceflow.refinery_schema_history WHERE version >= 16";
 
 #[tokio::test]

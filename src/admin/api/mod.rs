@@ -6,6 +6,7 @@ mod document;
 mod edits;
 mod jobs;
 mod outbox;
+mod persons;
 mod sheet;
 mod status;
 mod table;
@@ -31,7 +32,7 @@ pub(super) const PREFIX: &str = "/api/v1";
 const MAX_WORDS: usize = 500;
 
 /// The templates of [`table`], below [`PREFIX`], as they are counted.
-pub(super) const ROUTES: [&str; 32] = [
+pub(super) const ROUTES: [&str; 34] = [
     "/status",
     "/dlq",
     "/dlq/groups",
@@ -51,6 +52,8 @@ pub(super) const ROUTES: [&str; 32] = [
     "/outbox",
     "/outbox/retry",
     "/outbox/discard",
+    "/persons/find",
+    "/persons/erase",
     "/tokens",
     "/tokens/revoke",
     "/events/trace",
@@ -80,6 +83,8 @@ fn table() -> Table {
         .get("/outbox", "The outbox, its partitions and parked rows.", outbox::status)
         .post("/outbox/retry", "Give parked rows back to the relay.", outbox::retry)
         .post("/outbox/discard", "Drop parked rows: they are never published.", outbox::discard)
+        .post("/persons/find", "What is kept of a person, and where.", persons::find)
+        .post("/persons/erase", "Erase what is kept of a person; the audit tells that, and why.", persons::erase)
         .get("/tokens", "Tokens, without the tokens themselves.", tokens::list)
         .post("/tokens", "Make a token; it is told this once.", tokens::create)
         .post("/tokens/revoke", "End a token, at once.", tokens::revoke)

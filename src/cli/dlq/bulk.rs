@@ -1,9 +1,10 @@
 //! Many dead letters: a plan, a question on a terminal, a job.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, IsTerminal};
 
 use serde::Serialize;
 
+use super::super::agree::agreed;
 use super::super::client::Client;
 use super::super::context::Context;
 use super::super::exit::{Ending, Exit, Failure};
@@ -139,11 +140,7 @@ fn confirm(context: &Context, plan: &Plan, action: Action) -> Result<(), Failure
     let wanted = if count > TYPE_THE_NUMBER_ABOVE { count.to_string() } else { "yes".to_owned() };
     plan::say_hints(context, plan);
     context.out.say(&format!("{verb} {count} dead letters: {}{left}. Type {wanted} to go on:", kinds.join(", ")));
-    let mut answer = String::new();
-    match io::stdin().lock().read_line(&mut answer) {
-        Ok(_) if answer.trim() == wanted || (wanted == "yes" && answer.trim() == "y") => Ok(()),
-        _ => Err(Failure::new(Exit::Failed, "nothing was changed").because("it was not agreed to")),
-    }
+    agreed(&wanted)
 }
 
 /// `50/s`, or `50`.

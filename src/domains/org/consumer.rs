@@ -9,13 +9,14 @@ use super::batch::{self, Step};
 use super::downstream::{DEPARTMENT_CHANGED, MEMBERSHIP_CHANGED, USER_CHANGED};
 use super::event::{self, Change, OrgEvent};
 use super::invariants_store::INVARIANTS;
+use super::personal_store::PERSONAL;
 use super::user::store::Newest;
 use super::user::{self, Users};
 use super::work::{Verdict, Work};
 use super::{department, membership, proto, waiting};
 use crate::db::{DbError, Tx};
 use crate::event::{Envelope, Rejection};
-use crate::runtime::{Consumer, EventType, HandleError, Invariant, Outcome, Received, Skip};
+use crate::runtime::{Consumer, EventType, HandleError, Invariant, Outcome, PersonalData, Received, Skip};
 
 /// Keeps the directories' departments, users and memberships.
 pub(crate) struct Org;
@@ -29,6 +30,7 @@ impl Consumer for Org {
     const READS: &'static [EventType] = READS;
     const PUBLISHES: &'static [EventType] = PUBLISHES;
     const INVARIANTS: &'static [Invariant] = INVARIANTS;
+    const PERSONAL: &'static [PersonalData] = PERSONAL;
 
     fn decode(&self, envelope: &Envelope) -> Result<OrgEvent, Rejection> {
         OrgEvent::decode(envelope)

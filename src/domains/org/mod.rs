@@ -16,6 +16,7 @@ mod event;
 mod invariants_store;
 mod membership;
 mod model;
+mod personal_store;
 mod user;
 mod validate;
 mod waiting;

@@ -9,11 +9,12 @@ use prost::Message as _;
 use super::event::SmsRequest;
 use super::invariants_store::INVARIANTS;
 use super::model::{Accepted, Refusal, judge};
+use super::personal_store::PERSONAL;
 use super::store::{self, AcceptedColumns, Key, RequestRow};
 use super::{fingerprint, proto};
 use crate::db::Tx;
 use crate::event::{Downstream, Envelope, Rejection};
-use crate::runtime::{Consumer, EventType, HandleError, Invariant, Outcome, Received, Skip};
+use crate::runtime::{Consumer, EventType, HandleError, Invariant, Outcome, PersonalData, Received, Skip};
 
 /// The net below the request id: the same text for the same number so soon again is a producer that forgot its id. Two
 /// replicas that read them in the same instant may let both through.
@@ -44,6 +45,7 @@ impl Consumer for Sms {
         published("sms.rejected.v1", "A request breaks a rule and is not sent", "onceflow.sms.v1.SmsRejected"),
     ];
     const INVARIANTS: &'static [Invariant] = INVARIANTS;
+    const PERSONAL: &'static [PersonalData] = PERSONAL;
 
     fn decode(&self, envelope: &Envelope) -> Result<SmsRequest, Rejection> {
         SmsRequest::read(envelope)
@@ -196,7 +198,8 @@ fn wire_time(time: Timestamp) -> pbjson_types::Timestamp {
 
 /// A request whose id is stored: the same once more is nothing to do, another one is a producer's error.
 fn asked_again(event: &Event, stored: Option<&Vec<u8>>) -> Outcome {
-    if stored.is_some_and(|fingerprint| *fingerprint == fingerprint::of_request(&event.event)) {
+    // Of one that was forgotten no more is known than that it was dealt with.
+    if stored.is_some_and(|known| known.is_empty() || *known == fingerprint::of_request(&event.event)) {
         return Outcome::Skipped(Skip::Because("already_requested"));
     }
     let message = format!(

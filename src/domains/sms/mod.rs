@@ -11,6 +11,7 @@ mod event;
 mod fingerprint;
 mod invariants_store;
 mod model;
+mod personal_store;
 mod phone;
 mod store;
 mod template;

@@ -95,6 +95,7 @@ async fn i2_i3_i4_i5_nothing_is_violated_however_often_one_looks_while_events_fl
         attempts: Some(day * 90),
         jobs: Some(day * 180),
         audit: Some(day * 400),
+        personal_data: None,
     };
     let (pool, everything) = (stack.pool(), invariants::all(&domains::consumers()));
     let mut looks = 0;

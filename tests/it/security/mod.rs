@@ -5,6 +5,7 @@ mod admin;
 mod authority;
 mod canary;
 mod deploy;
+mod erasure;
 mod files;
 mod fuzz;
 mod login;
