@@ -42,12 +42,13 @@ and other systems have is not reached: docs/OPERATIONS.md says what to do there.
 }
 
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("mark").required(true).multiple(true).args(["user", "phone", "text"]))]
 pub(super) struct Who {
     /// Whose data it is
     #[arg(long, value_name = "NAME", default_value = crate::event::DEFAULT_TENANT)]
     tenant: String,
     /// A user's id in the directory
-    #[arg(long, value_name = "ID", required_unless_present_any = ["phone", "text"])]
+    #[arg(long, value_name = "ID")]
     user: Option<String>,
     /// A phone number with its country; `-` reads it from standard input
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
@@ -86,8 +87,9 @@ pub(super) async fn run(context: &Context, command: Command) -> Ending {
 async fn find(context: &Context, who: &Who) -> Ending {
     let (client, person) = (context.client()?, who.request()?);
     let found = search(context, &client, person, None).await?;
-    context.out.data("onceflow.person.find/1", &found, || table(&found))?;
-    context.out.say(&format!("{} dead letters were looked at", found.looked));
+    context.out.data("onceflow.person.find/1", &found, || what_is_kept(&found))?;
+    let nothing = if found.items.is_empty() { "nothing was found; " } else { "" };
+    context.out.say(&format!("{nothing}{} dead letters were looked at", found.looked));
     Ok(Exit::Ok)
 }
 
@@ -98,12 +100,12 @@ async fn erase(context: &Context, args: &EraseArgs) -> Ending {
         if found.items.is_empty() {
             return Err(nothing());
         }
-        context.out.say(table(&found).render().trim_end());
+        context.out.say(what_is_kept(&found).render().trim_end());
         context.out.say("erase this for good? Type yes to go on:");
         agreed("yes")?;
     }
     let erased = search(context, &client, person, Some(&args.reason)).await?;
-    context.out.data("onceflow.person.erase/1", &erased, || table(&erased))?;
+    context.out.data("onceflow.person.erase/1", &erased, || what_was_erased(&erased))?;
     match erased.items.iter().any(|item| item.erased < item.found) {
         _ if erased.items.is_empty() => Err(nothing()),
         true => Ok(Exit::Partly),
@@ -164,7 +166,15 @@ fn given(argument: Option<&String>) -> Result<Option<String>, Failure> {
     Ok(Some(line.trim().to_owned()))
 }
 
-fn table(found: &Found) -> Rows {
+fn what_is_kept(found: &Found) -> Rows {
+    let mut rows = Rows::new(&["WHAT", "FOUND", "STAYS BECAUSE"]);
+    for item in &found.items {
+        rows.push(vec![item.what.clone(), item.found.to_string(), item.why.clone().unwrap_or_default()]);
+    }
+    rows
+}
+
+fn what_was_erased(found: &Found) -> Rows {
     let mut rows = Rows::new(&["WHAT", "FOUND", "ERASED", "LEFT BECAUSE"]);
     for item in &found.items {
         let why = item.why.clone().unwrap_or_default();

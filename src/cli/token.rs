@@ -15,7 +15,7 @@ Examples:
   onceflow token create li --role operator > li.token
   ONCEFLOW_ADMIN_TOKEN_FILE=li.token onceflow dlq groups
 
-A viewer looks, an operator also replays, discards, pauses and resumes, an admin also makes and revokes tokens.
+A viewer looks, an operator also replays, discards, pauses and resumes, an admin also makes and revokes tokens, edits dead letters and erases persons.
 As soon as there is one valid token, nobody is let in without one; `admin.token` of the configuration stays an admin's.")]
     Create(CreateArgs),
     /// The tokens: whose, which role, since when.
