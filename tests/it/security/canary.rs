@@ -13,6 +13,7 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
+use super::erasure::tables_with;
 use crate::harness::{Database, SOON, Stack, Vhost, Wishes, connect, eventually};
 
 const PHONE: &str = "13974628501";
@@ -257,6 +258,25 @@ async fn failed_logins(place: &Path, stack: &Stack, canaries: &Canaries) -> Stri
     said
 }
 
+/// Erases the person, whom no table names then but as a user of a directory that has not deleted them, and in a row that waits for an
+/// operator, as the answer says. Returns what was said of it.
+async fn erase(service: &Running, stack: &Stack, canaries: &Canaries) -> String {
+    let person = json!({"phone": format!("+86{PHONE}"), "text": NAME});
+    let found = service.ask(&canaries.operator, Method::POST, "/persons/find", person.clone()).await;
+    let order = json!({"person": person, "reason": "asked for"});
+    let erased = service.ask(&canaries.token, Method::POST, "/persons/erase", order).await;
+    let dead = found["dead_letters"].as_array().unwrap().len();
+    assert!(dead > 5 && erased["dead_letters"] == found["dead_letters"], "{found} {erased}");
+    assert_eq!(tables_with(&stack.client, PHONE).await, Vec::<String>::new());
+    // Nobody listens to what is told of the user.
+    let left = erased["items"].as_array().unwrap().iter().find(|item| item["what"] == "parked_outbox_rows").unwrap();
+    assert!(left["why"].as_str().unwrap().contains("outbox retry"), "{erased}");
+    assert_eq!(tables_with(&stack.client, NAME).await, ["onceflow.org_user", "onceflow.outbox"]);
+    let audited = "SELECT string_agg(a::text, ' ') FROM onceflow.audit a WHERE action = 'person.erase'";
+    let audited: String = stack.client.query_one(audited, &[]).await.unwrap().get(0);
+    [found.to_string(), erased.to_string(), audited].concat()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_and_nothing_personal_shows_anywhere_whatever_happens_s7_5() {
     let place = tempfile::tempdir().unwrap();
@@ -299,16 +319,21 @@ async fn no_secret_and_nothing_personal_shows_anywhere_whatever_happens_s7_5() {
         .await;
     stack.until_count("SELECT count(*) FROM onceflow.dead_letter WHERE state = 'replaying'", 0).await;
 
+    let seen = service.seen_by(&canaries.viewer).await;
+    let texts: String = stack.client.query_one(TEXTS, &[]).await.unwrap().get(0);
+    let erased = erase(&service, &stack, &canaries).await;
+
     let pid = service.process.id().unwrap();
     let shown = [
         ("the log", fs::read_to_string(&service.log).unwrap()),
         ("metrics", reqwest::get(&service.metrics).await.unwrap().text().await.unwrap()),
         ("health", reqwest::get(format!("{}/readyz", service.api)).await.unwrap().text().await.unwrap()),
-        ("what a viewer sees", service.seen_by(&canaries.viewer).await),
+        ("what a viewer sees", seen),
+        ("what is said of an erasure", erased),
         ("the answer to a wrong token", refused),
         ("a job", job.to_string()),
         ("arguments of the process", fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap()),
-        ("error texts, audit and headers", stack.client.query_one(TEXTS, &[]).await.unwrap().get(0)),
+        ("error texts, audit and headers", texts),
         ("failed logins", failed_logins(place.path(), &stack, &canaries).await),
     ];
     service.process.kill().await.unwrap();

@@ -40,8 +40,7 @@ const LETTERS: &str = r#"
             error_chain)
     SELECT 'default', 'sms', 's', 'e' || n, gen_random_uuid(), 't', 1, now(), 'host:1', '1', 'handle', 'r', '{}'
     FROM generate_series(1, 7) AS n"#;
-const TABLES: &str =
-    "SELECT format('%I.%I', table_schema, table_name) FROM information_schema.tables WHERE table_schema = 'onceflow'";
+const TABLES: &str = "SELECT format('%I.%I', table_schema, table_name) FROM information_schema.tables WHERE table_schema = 'onceflow' ORDER BY 1";
 const LEFT: &str = "SELECT string_agg(event_id, ' ' ORDER BY event_id) FROM onceflow.dead_letter";
 const TRIED: &str = "SELECT string_agg(event_id, ' ' ORDER BY event_id) FROM onceflow.attempt";
 const AUDITED: &str = "
@@ -57,13 +56,13 @@ async fn text(postgres: &Postgres, sql: &str) -> Option<String> {
     postgres.query_one(sql, &[]).await.unwrap().get(0)
 }
 
-/// Tables that hold these digits, as text or in bytes.
-async fn tables_with(postgres: &Postgres, digits: &str) -> Vec<String> {
-    let hex: String = digits.bytes().map(|byte| format!("{byte:02x}")).collect();
+/// Tables that hold this text, or the bytes of it.
+pub(super) async fn tables_with(postgres: &Postgres, wanted: &str) -> Vec<String> {
+    let hex: String = wanted.bytes().map(|byte| format!("{byte:02x}")).collect();
     let mut found = Vec::new();
     for row in postgres.query(TABLES, &[]).await.unwrap() {
         let table: String = row.get(0);
-        let sql = format!("SELECT count(*) FROM {table} t WHERE t::text LIKE '%{digits}%' OR t::text LIKE '%{hex}%'");
+        let sql = format!("SELECT count(*) FROM {table} t WHERE t::text LIKE '%{wanted}%' OR t::text LIKE '%{hex}%'");
         if postgres.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0) > 0 {
             found.push(table);
         }
