@@ -99,13 +99,10 @@ pub async fn search(
                 found.add(of_consumer(tx, data, person, order).await?);
             }
         }
-        found.add(left(
-            HELD,
-            count(&store::held(tx).await?, person),
-            "they wait for an event of their key: look again later",
-        ));
-        let remedy = "they hold what is to be published: `onceflow outbox retry` or `discard` them, then look again";
-        found.add(left(PARKED, count(&store::parked(tx).await?, person), remedy));
+        let why = "they wait for an event of their key: look again later";
+        found.add(others(tx, (HELD, store::Others::Held), why, (person, begun)).await?);
+        let why = "they hold what is to be published: `onceflow outbox retry` or `discard` them, then look again";
+        found.add(others(tx, (PARKED, store::Others::Parked), why, (person, begun)).await?);
     }
     let mut place = after.unwrap_or(Uuid::nil());
     loop {
@@ -145,6 +142,25 @@ async fn of_consumer(
     Ok(kept)
 }
 
+/// What is found and never erased.
+async fn others(
+    tx: &Tx,
+    (what, kind): (&str, store::Others),
+    why: &str,
+    (person, begun): (&Person, Instant),
+) -> Result<Kept, DbError> {
+    let (mut found, mut after) = (0, 0);
+    loop {
+        let page = store::others(tx, kind, after).await?;
+        let Some((last, _)) = page.last() else { return Ok(left(what, found, why)) };
+        after = *last;
+        found += size(page.iter().filter(|(_, text)| person.is_in(text)).count());
+        if begun.elapsed() > WORK_FOR {
+            return Ok(left(what, found, &format!("{why}; there are too many to look at them all")));
+        }
+    }
+}
+
 /// Open ones are discarded first, as anybody would, so that what waits behind them moves on.
 async fn letters(
     tx: &Tx,
@@ -159,7 +175,7 @@ async fn letters(
     let going = store::on_their_way(tx, own).await?;
     let own: Vec<Uuid> = own.iter().copied().filter(|id| !going.contains(id)).collect();
     let mut erased = 0;
-    if let Some(order) = order {
+    if let Some(order) = order.filter(|_| !own.is_empty()) {
         discard(tx, &own, order).await?;
         let gone = store::erase(tx, &own).await?;
         erased = size(gone.len());
@@ -211,10 +227,6 @@ impl Found {
 /// What is found and not erased.
 fn left(what: &str, found: u64, why: &str) -> Kept {
     Kept { what: what.to_owned(), found, erased: 0, why: Some(why.to_owned()) }
-}
-
-fn count(texts: &[marks::Text], person: &Person) -> u64 {
-    size(texts.iter().filter(|text| person.is_in(text)).count())
 }
 
 fn size(count: usize) -> u64 {

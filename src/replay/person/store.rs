@@ -6,11 +6,9 @@ use super::super::store::column;
 use super::marks::Text;
 use crate::db::{DbError, Tx};
 
-/// Dead letters of a page, and most bytes of it: at least one letter is read, whatever its size.
+/// Rows of a page, and most bytes of it: at least one row is read, whatever its size.
 const PAGE: i64 = 2_000;
 const PAGE_BYTES: i64 = 8 * 1024 * 1024;
-/// Held events and parked rows that are looked at: there are few, or more than this is wrong with the installation.
-const MOST_OTHERS: i64 = 2_000;
 
 /// Sizes are known without reading what is large.
 const LETTERS: &str = "
@@ -28,13 +26,24 @@ const LETTERS: &str = "
     ORDER BY p.id";
 
 const HELD: &str = "
-    SELECT tenant, event_type, payload, NULL::bytea AS edited, headers::text AS words, ARRAY[partition_key] AS names
-    FROM onceflow.held_event WHERE payload IS NOT NULL ORDER BY consumer, seq LIMIT $1";
+    WITH page AS (
+        SELECT h.seq, sum(octet_length(h.payload)) OVER (ORDER BY h.seq) - octet_length(h.payload) AS before
+        FROM (SELECT seq, payload FROM onceflow.held_event WHERE payload IS NOT NULL AND seq > $1 ORDER BY seq LIMIT $2) h
+    )
+    SELECT h.seq, h.tenant, h.event_type, h.payload, NULL::bytea AS edited, h.headers::text AS words, ARRAY[h.partition_key] AS names
+    FROM page p JOIN onceflow.held_event h ON h.seq = p.seq
+    WHERE p.before < $3 ORDER BY h.seq";
 
 const PARKED: &str = "
-    SELECT tenant, type AS event_type, coalesce(payload_raw, convert_to(payload::text, 'UTF8')) AS payload, NULL::bytea AS edited,
-           headers::text AS words, array_remove(ARRAY[aggregateid, partitionkey], NULL) AS names
-    FROM onceflow.outbox WHERE parked_at IS NOT NULL LIMIT $1";
+    WITH page AS (
+        SELECT o.seq, sum(o.bytes) OVER (ORDER BY o.seq) - o.bytes AS before
+        FROM (SELECT seq, coalesce(octet_length(payload_raw), octet_length(payload::text)) AS bytes
+              FROM onceflow.outbox WHERE parked_at IS NOT NULL AND seq > $1 ORDER BY seq LIMIT $2) o
+    )
+    SELECT o.seq, o.tenant, o.type AS event_type, coalesce(o.payload_raw, convert_to(o.payload::text, 'UTF8')) AS payload,
+           NULL::bytea AS edited, coalesce(o.headers::text, '') AS words, array_remove(ARRAY[o.aggregateid, o.partitionkey], NULL) AS names
+    FROM page p JOIN onceflow.outbox o ON o.seq = p.seq AND o.parked_at IS NOT NULL
+    WHERE p.before < $3 ORDER BY o.seq";
 
 const ON_THEIR_WAY: &str = "SELECT id FROM onceflow.dead_letter WHERE id = ANY ($1) AND state = 'replaying'";
 
@@ -62,14 +71,23 @@ pub(super) async fn page(tx: &Tx, after: Uuid) -> Result<Vec<Letter>, DbError> {
     rows.iter().map(|row| Ok(Letter { id: column(row, "id")?, text: text(row)? })).collect()
 }
 
-/// Events that wait in the lines of strict consumers.
-pub(super) async fn held(tx: &Tx) -> Result<Vec<Text>, DbError> {
-    tx.query(HELD, &[&MOST_OTHERS]).await?.iter().map(text).collect()
+/// What is looked at and never erased.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Others {
+    /// Events that wait in the lines of strict consumers.
+    Held,
+    /// Rows that the broker would not take.
+    Parked,
 }
 
-/// Rows that the broker would not take.
-pub(super) async fn parked(tx: &Tx) -> Result<Vec<Text>, DbError> {
-    tx.query(PARKED, &[&MOST_OTHERS]).await?.iter().map(text).collect()
+/// Those after this one, each with its number.
+pub(super) async fn others(tx: &Tx, kind: Others, after: i64) -> Result<Vec<(i64, Text)>, DbError> {
+    let sql = match kind {
+        Others::Held => HELD,
+        Others::Parked => PARKED,
+    };
+    let rows = tx.query(sql, &[&after, &PAGE, &PAGE_BYTES]).await?;
+    rows.iter().map(|row| Ok((column(row, "seq")?, text(row)?))).collect()
 }
 
 /// Which of these are being replayed.
