@@ -32,7 +32,7 @@ pub(super) enum Command {
     /// Say what a group is about, or who cares for it.
     #[command(after_help = note::EXAMPLES)]
     Note(note::Args),
-    /// One dead letter with payload, headers, errors and what has to do with it.
+    /// One dead letter with its payload (masked), headers, errors and what has to do with it.
     #[command(after_help = show::EXAMPLES)]
     Show(show::Args),
     /// What replaying all that match would do: how many, which are left out and why, how long.

@@ -1,6 +1,6 @@
 //! What is kept of a person, found and erased: dead letters with their edits and attempts, and what each consumer's tables keep.
 //!
-//! Payloads have no form that one could ask a database about: they are read and compared one by one ([`Person::is_in`]), page by page,
+//! Payloads have no form that one could ask a database about: they are read and compared one by one (`marks`), page by page,
 //! until the time of a call is used up. `next` says where the following call goes on; each is a transaction of its own.
 //!
 //! What is on its way is left alone and told: an erasure in the middle of a replay would be followed by its result. The audit keeps that
