@@ -34,7 +34,7 @@ Examples:
   onceflow person find --phone +8613800138000           look first: it finds the same
   onceflow person erase --phone +8613800138000 --reason 'request 2026-117'
 
-Dead letters are removed, with their edits and attempts; open ones are discarded before, so that their events are never applied.
+Dead letters are removed, with their edits and attempts; open ones are discarded before: their events are not applied unless they are sent again.
 Requests for text messages keep their ids and lose number, parameters and hashes. The audit keeps who erased whom and why: the id
 of a user, of a number its last two digits. Ends with 4 where something had to be left; the table says why. What the broker, backups
 and other systems have is not reached: docs/OPERATIONS.md says what to do there.")]

@@ -6,7 +6,7 @@ use super::super::store::column;
 use super::marks::Text;
 use crate::db::{DbError, Tx};
 
-/// Rows of a page, and most bytes of it: at least one row is read, whatever its size.
+/// Rows of a page, and most bytes of its payloads: at least one row is read, whatever its size.
 const PAGE: i64 = 2_000;
 const PAGE_BYTES: i64 = 8 * 1024 * 1024;
 
